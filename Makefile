@@ -1,0 +1,60 @@
+# `make serve` and `make test` work on a machine that has Python 3.11 or newer, make and git, and nothing else.
+# Everything is installed into .venv; no activation is needed.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Newer than pyproject.toml and constraints.txt means: installed, do not ask pip again.
+STAMP := $(VENV)/.quire-installed
+
+# Runs on any Python there is, also a very old one, so that the message is ours and not a syntax error.
+CHECK_PYTHON := import sys; v = sys.version_info[:2]; \
+	sys.exit(0 if v >= (3, 11) else "quire needs Python 3.11 or newer; %s is %d.%d. Name another one: make PYTHON=python3.12" % ((sys.executable,) + v))
+
+.PHONY: help install serve test lint format clean
+
+help:
+	@echo 'make serve     install what is missing, then run the server (flags: make serve ARGS="--port 9000")'
+	@echo 'make test      lint, type check and test, as CI does'
+	@echo 'make install   only install, into .venv'
+	@echo 'make lint      ruff and mypy only'
+	@echo 'make format    let ruff rewrite the code'
+	@echo 'make clean     remove caches and build outputs; .venv stays'
+
+install: $(STAMP)
+
+# torch first and by its pin: whatever else asks for torch then finds it in place, in the build that this machine offers.
+# setuptools by its pin too, so that building quire below downloads nothing unpinned.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	    command -v "$(PYTHON)" >/dev/null || { echo '$(PYTHON) is not there. Name another Python: make PYTHON=...' >&2; exit 1; }; \
+	    "$(PYTHON)" -c '$(CHECK_PYTHON)' || exit 1; \
+	    "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; \
+	fi
+	@$(BIN)/python -c '$(CHECK_PYTHON)'
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(BIN)/python -m ensurepip
+	$(PIP) install -c constraints.txt setuptools torch
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+serve: install
+	@exec $(BIN)/quire serve $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q $(ARGS)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

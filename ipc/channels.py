@@ -1,0 +1,199 @@
+"""Typed ZeroMQ channels: what can be sent is encodable, what arrives is decoded strictly or refused and counted.
+
+ZeroMQ drops silently where one lets it (docs/architecture.md, Messages), so: ROUTER with MANDATORY, all sends NOBLOCK, a bounded
+queue of our own behind them. Every message is preceded by 16 bytes, the sender's epoch and a sequence number; a message from
+another life of the peer is dropped and counted. Sockets hang on the process's event loop by ZeroMQ's edge-triggered descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+import zmq
+
+from ipc.errors import ChannelFullError, ProtocolError
+
+log = logging.getLogger(__name__)
+
+_HEADER = struct.Struct("<QQ")
+_ENCODER = msgspec.msgpack.Encoder()
+MAX_QUEUED = 20_000
+HIGH_WATER_MARK = 10_000
+DRAIN_BUDGET = 512
+RETRY_SECONDS = 0.005
+
+Incoming = TypeVar("Incoming")
+
+
+def identity_epoch(identity: str) -> int:
+    """The epoch in 'role.index.epoch'; -1 if it is not one of our names."""
+    parts = identity.split(".")
+    return int(parts[2]) if len(parts) == 3 and parts[2].isdigit() else -1
+
+
+class Channel(Generic[Incoming]):
+    """One ZeroMQ socket with a message type, an epoch and a handler.
+
+    Use `Channel.router` for the side that binds and knows many peers by identity, `Channel.dealer` for the side that connects.
+    The handler is called on the loop as handler(peer identity, message); for a dealer the peer is ''.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], incoming: Any, epoch: int, peer_epoch: int | None) -> None:
+        self._socket = socket
+        self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(incoming)
+        self._epoch = epoch
+        self._peer_epoch = peer_epoch
+        self._is_router = socket.type == zmq.ROUTER
+        self._sent: dict[str, int] = {}
+        self._received: dict[str, int] = {}
+        self._queued: deque[list[bytes]] = deque()
+        self._handler: Callable[[str, Incoming], None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain_soon = False
+        self._fd = cast(int, socket.getsockopt(zmq.FD))
+        self.dropped = 0
+
+    @classmethod
+    def router(cls, context: zmq.Context[zmq.Socket[bytes]], address: str, incoming: Any, epoch: int) -> Channel[Incoming]:
+        """Bind a ROUTER at `address`; peers are known by their identity 'role.index.epoch'."""
+        socket = context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        _configure(socket)
+        socket.bind(address)
+        return cls(socket, incoming, epoch, None)
+
+    @classmethod
+    def dealer(
+        cls, context: zmq.Context[zmq.Socket[bytes]], address: str, identity: str, incoming: Any, peer_epoch: int | None
+    ) -> Channel[Incoming]:
+        """Connect a DEALER named `identity`. Messages whose epoch is not `peer_epoch` (None: any) are dropped."""
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, identity.encode())
+        _configure(socket)
+        socket.connect(address)
+        return cls(socket, incoming, identity_epoch(identity), peer_epoch)
+
+    def attach(self, loop: asyncio.AbstractEventLoop, handler: Callable[[str, Incoming], None]) -> None:
+        """Deliver messages to `handler` on `loop` from now on."""
+        self._loop, self._handler = loop, handler
+        loop.add_reader(self._fd, self._drain)
+        loop.call_soon(self._drain)
+
+    def send(self, message: msgspec.Struct, peer: str = "") -> bool:
+        """Send without blocking; `peer` is an identity for a router and unused for a dealer.
+
+        Returns False if that peer is not connected (the message is gone). Raises ChannelFullError when the peer reads nothing and the
+        queue is full.
+        """
+        number = self._sent.get(peer, 0)
+        self._sent[peer] = number + 1
+        frames = [_HEADER.pack(self._epoch, number), _ENCODER.encode(message)]
+        if self._is_router:
+            frames.insert(0, peer.encode())
+        if self._queued:
+            self._queue(frames)
+            return True
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+        except zmq.Again:
+            self._queue(frames)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        # A send may swallow the edge that announced incoming messages.
+        if self._loop is not None and not self._drain_soon and cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._schedule_drain()
+        return True
+
+    def forget(self, peer: str) -> None:
+        """Drop what is kept about a peer that died."""
+        self._sent.pop(peer, None)
+        self._received.pop(peer, None)
+
+    def close(self) -> None:
+        """Stop delivery and close at once; unsent messages are dropped."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        self._handler = None
+        self._socket.close(linger=0)
+
+    def _queue(self, frames: list[bytes]) -> None:
+        if len(self._queued) >= MAX_QUEUED:
+            raise ChannelFullError(f"{MAX_QUEUED} messages wait for a peer that does not read")
+        self._queued.append(frames)
+        if self._loop is not None and len(self._queued) == 1:
+            self._loop.call_later(RETRY_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        while self._queued and not self._socket.closed:
+            try:
+                self._socket.send_multipart(self._queued[0], zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
+            self._queued.popleft()
+        if self._queued and self._loop is not None and not self._socket.closed:
+            self._loop.call_later(RETRY_SECONDS, self._flush)
+
+    def _schedule_drain(self) -> None:
+        assert self._loop is not None
+        self._drain_soon = True
+        self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Read until the socket is empty (its descriptor is edge-triggered) or the budget is spent."""
+        self._drain_soon = False
+        for _ in range(DRAIN_BUDGET):
+            if self._handler is None:
+                return
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                peer, message = self._decode(frames)
+            except ProtocolError as error:
+                self.dropped += 1
+                log.warning("dropped %s", error)
+                continue
+            self._handler(peer, message)
+        self._schedule_drain()
+
+    def _decode(self, frames: list[bytes]) -> tuple[str, Incoming]:
+        """Peer and message. Raises ProtocolError saying what is wrong with the frames."""
+        peer = ""
+        expected = self._peer_epoch
+        if self._is_router:
+            try:
+                peer = frames.pop(0).decode("ascii")
+            except UnicodeDecodeError:
+                raise ProtocolError("a peer without a name of ours") from None
+            expected = identity_epoch(peer)
+        if len(frames) != 2 or len(frames[0]) != _HEADER.size:
+            raise ProtocolError(f"{len(frames)} frames from {peer or 'the peer'}, not a header and a message")
+        epoch, number = _HEADER.unpack(frames[0])
+        if expected is not None and epoch != expected:
+            raise ProtocolError(f"a message of epoch {epoch} from {peer or 'the peer'}, which lives in {expected}")
+        if number < self._received.get(peer, 0):
+            raise ProtocolError(f"message {number} from {peer or 'the peer'} a second time")
+        self._received[peer] = number + 1
+        try:
+            return peer, self._decoder.decode(frames[1])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"a malformed message from {peer or 'the peer'}: {error}") from None
+
+
+def _configure(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IMMEDIATE, 0)

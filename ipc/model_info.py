@@ -1,0 +1,70 @@
+"""Reads what the processes must agree on from a model directory: config.json and generation_config.json, no weights, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ipc.config import ModelConfig, ModelInfo
+from ipc.errors import ConfigError
+
+GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def read(path: str, config: ModelConfig, name: str) -> ModelInfo:
+    """ModelInfo of the checkpoint in directory `path`.
+
+    Raises ConfigError naming the missing or unreadable file, or the key that makes no sense.
+    """
+    if not os.path.isdir(path):
+        raise ConfigError(f"model directory {path} does not exist")
+    document = _json(path, "config.json")
+    text = document.get("text_config", document)
+    architectures = document.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise ConfigError(f"{path}/config.json has no 'architectures' entry, so the model family is unknown")
+    vocab_size = _positive(path, text, "vocab_size")
+    own_length = _positive(path, text, "max_position_embeddings")
+    length = config.max_model_len or own_length
+    if length > own_length:
+        raise ConfigError(f"max_model_len {length} is more than the model's max_position_embeddings {own_length}")
+    generation = _json(path, "generation_config.json") if os.path.exists(os.path.join(path, "generation_config.json")) else {}
+    eos = generation.get("eos_token_id", document.get("eos_token_id", text.get("eos_token_id")))
+    eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    if any(not isinstance(token, int) or not 0 <= token < vocab_size for token in eos_ids):
+        raise ConfigError(f"{path}: eos_token_id {eos!r} is not a token id below vocab_size {vocab_size}")
+    defaults = {key: float(generation[key]) for key in GENERATION_DEFAULTS if isinstance(generation.get(key), (int, float))}
+    return ModelInfo(
+        path=path,
+        tokenizer_path=config.tokenizer or path,
+        name=name,
+        architecture=architectures[0],
+        vocab_size=vocab_size,
+        max_model_len=length,
+        eos_token_ids=eos_ids,
+        generation_defaults=defaults if generation.get("do_sample", True) else {},
+    )
+
+
+def _json(path: str, file: str) -> dict[str, Any]:
+    full = os.path.join(path, file)
+    try:
+        with open(full, encoding="utf-8") as handle:
+            document = json.load(handle)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} has no {file}: it is not a model directory") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {full}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{full} is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{full} does not hold a JSON object")
+    return document
+
+
+def _positive(path: str, document: dict[str, Any], key: str) -> int:
+    value = document.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ConfigError(f"{path}/config.json: {key} must be a positive integer, got {value!r}")
+    return value

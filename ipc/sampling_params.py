@@ -1,0 +1,136 @@
+"""How one request's tokens are chosen and when it ends: names and ranges as OpenAI and vLLM have them.
+
+The same struct serves the Python API, the HTTP handlers and the wire to the scheduler, so a field exists once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from ipc.errors import InvalidRequestError
+
+MAX_N = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1024
+MAX_STOP_TOKEN_IDS = 256
+MAX_LOGIT_BIAS = 1024
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_TOKENS = 1024
+INT64 = 2**63
+GREEDY_BELOW = 1e-5
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True, omit_defaults=True):
+    """Parameters of one request.
+
+    n: completions per prompt. temperature: 0 (or below 1e-5) is greedy. top_k: 0 or -1 is off. seed: any 64-bit integer;
+    the random number for a token depends on (seed, position) alone. max_tokens: None means the rest of the context.
+    stop: strings that end the text; stop_token_ids: tokens that end it. logprobs: None, or how many alternatives to report per
+    output token (0: the chosen one alone). prompt_logprobs: the same for the prompt's tokens. logit_bias: token id to a number
+    added to its logit. bad_words: texts that may not come out. allowed_token_ids: the only tokens that may.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: dict[int, float] = {}
+    bad_words: list[str] = []
+    allowed_token_ids: list[int] | None = None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    def validate(self, vocab_size: int, max_logprobs: int = 20) -> SamplingParams:
+        """Check every field; returns self so that calls chain.
+
+        Raises InvalidRequestError naming the field.
+        """
+        _integer("n", self.n, 1, MAX_N)
+        _number("temperature", self.temperature, 0.0, 2.0)
+        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _integer("top_k", self.top_k, -1, INT64 - 1)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 1e6, open_low=True)
+        if self.seed is not None:
+            _integer("seed", self.seed, -INT64, INT64 - 1)
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1, INT64 - 1)
+        _integer("min_tokens", self.min_tokens, 0, INT64 - 1)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens")
+        _count("stop", self.stop, MAX_STOP_STRINGS)
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise InvalidRequestError("stop strings must be non-empty strings", "stop")
+            if len(text) > MAX_STOP_CHARS:
+                raise InvalidRequestError(f"a stop string may have at most {MAX_STOP_CHARS} characters, got {len(text)}", "stop")
+        _count("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        _token_ids("stop_token_ids", self.stop_token_ids, vocab_size)
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                _integer(name, value, 0, max_logprobs)
+        _count("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
+        _token_ids("logit_bias", self.logit_bias, vocab_size)
+        for bias in self.logit_bias.values():
+            _number("logit_bias", bias, -100.0, 100.0)
+        _count("bad_words", self.bad_words, MAX_BAD_WORDS)
+        if any(not isinstance(word, str) or not word for word in self.bad_words):
+            raise InvalidRequestError("bad_words must be non-empty strings", "bad_words")
+        if self.allowed_token_ids is not None:
+            if not self.allowed_token_ids:
+                raise InvalidRequestError("allowed_token_ids must not be empty", "allowed_token_ids")
+            _count("allowed_token_ids", self.allowed_token_ids, vocab_size)
+            _token_ids("allowed_token_ids", self.allowed_token_ids, vocab_size)
+        return self
+
+
+def _number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidRequestError(f"{name} must be a finite number, got {value!r:.40}", name)
+    if value > high or value < low or (open_low and value == low):
+        bracket = "(" if open_low else "["
+        raise InvalidRequestError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r:.40}", name)
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequestError(f"{name} must be an integer, got {value!r:.40}", name)
+    if value < low:
+        raise InvalidRequestError(f"{name} must be at least {low}, got {value}", name)
+    if value > high:
+        raise InvalidRequestError(
+            f"{name} must be at most {high}, got {value:.6g}" if value > 10**12 else f"{name} must be at most {high}, got {value}", name
+        )
+
+
+def _count(name: str, values: Any, limit: int) -> None:
+    if len(values) > limit:
+        raise InvalidRequestError(f"{name} may have at most {limit} entries, got {len(values)}", name)
+
+
+def _token_ids(name: str, values: Any, vocab_size: int) -> None:
+    for token in values:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise InvalidRequestError(f"{name} has {token!r:.40}, which is not a token id of this model (0 to {vocab_size - 1})", name)

@@ -1,0 +1,197 @@
+"""Typed channels over real sockets: order, refusal of everything malformed or stale, bounded queues, no lost wake-up."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import uvloop
+import zmq
+
+from ipc import channels
+from ipc.channels import Channel
+from ipc.errors import ChannelFullError
+from ipc.messages import Abort, FrontendToScheduler, RefuseCode, Refused, SchedulerToFrontend, StepPlan, Tokens
+
+Context = zmq.Context[zmq.Socket[bytes]]
+OPEN: list[Channel[Any]] = []
+
+
+def run(scenario: Callable[[Context, str], Coroutine[Any, Any, None]], tmp_path: Path) -> None:
+    context: Context = zmq.Context()
+
+    async def bounded() -> None:
+        try:
+            await asyncio.wait_for(scenario(context, f"ipc://{tmp_path}/s"), 20)
+        finally:
+            while OPEN:
+                OPEN.pop().close()
+
+    try:
+        uvloop.run(bounded())
+    finally:
+        context.destroy(linger=0)
+
+
+def router(*args: Any, **kwargs: Any) -> Channel[Any]:
+    OPEN.append(Channel.router(*args, **kwargs))
+    return OPEN[-1]
+
+
+def dealer(*args: Any, **kwargs: Any) -> Channel[Any]:
+    OPEN.append(Channel.dealer(*args, **kwargs))
+    return OPEN[-1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("condition not reached in 5 s")
+
+
+def pair(context: Context, address: str, loop: asyncio.AbstractEventLoop) -> tuple[Channel[Any], Channel[Any], list[Any], list[Any]]:
+    server: Channel[Any] = router(context, address, FrontendToScheduler, epoch=9)
+    client: Channel[Any] = dealer(context, address, "frontend.0.3", SchedulerToFrontend, peer_epoch=9)
+    at_server: list[Any] = []
+    at_client: list[Any] = []
+    server.attach(loop, lambda peer, message: at_server.append((peer, message)))
+    client.attach(loop, lambda peer, message: at_client.append(message))
+    return server, client, at_server, at_client
+
+
+def test_order_in_both_directions(tmp_path: Path) -> None:
+    async def scenario(context: Context, address: str) -> None:
+        server, client, at_server, at_client = pair(context, address, asyncio.get_running_loop())
+        for number in range(3000):
+            client.send(Abort([number]))
+        await until(lambda: len(at_server) == 3000)
+        assert at_server == [("frontend.0.3", Abort([number])) for number in range(3000)]
+        for number in range(3000):
+            assert server.send(Tokens(number, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: len(at_client) == 3000)
+        assert [message.step for message in at_client] == list(range(3000))
+        assert server.dropped == client.dropped == 0
+
+    run(scenario, tmp_path)
+
+
+def test_ping_pong_never_loses_a_wake_up(tmp_path: Path) -> None:
+    """Replies sent from inside the handler swallow the descriptor's edge; the channel must look again."""
+
+    async def scenario(context: Context, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        server: Channel[Any] = router(context, address, FrontendToScheduler, epoch=1)
+        client: Channel[Any] = dealer(context, address, "frontend.0.2", SchedulerToFrontend, peer_epoch=1)
+        done = asyncio.Event()
+
+        def reply(peer: str, message: Abort) -> None:
+            server.send(Refused(message.handles[0], RefuseCode.INVALID, ""), peer)
+
+        def again(_peer: str, message: Refused) -> None:
+            if message.handle == 3000:
+                done.set()
+            else:
+                client.send(Abort([message.handle + 1]))
+
+        server.attach(loop, reply)
+        client.attach(loop, again)
+        client.send(Abort([0]))
+        await asyncio.wait_for(done.wait(), 10)
+
+    run(scenario, tmp_path)
+
+
+def test_unknown_peer_is_reported_not_lost_silently(tmp_path: Path) -> None:
+    async def scenario(context: Context, address: str) -> None:
+        server: Channel[Any] = router(context, address, FrontendToScheduler, epoch=1)
+        assert server.send(StepPlan(1, 1), "worker.0.77") is False
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b"junk"],
+        [b"", b""],
+        [b"\0" * 16],
+        [struct.pack("<QQ", 3, 0), b"\xc1"],  # never valid msgpack
+        [struct.pack("<QQ", 3, 0), b"\x91\x63"],  # unknown tag
+        [struct.pack("<QQ", 3, 0), msgspec.msgpack.encode([2, ["x"]])],  # wrong type
+        [struct.pack("<QQ", 3, 0), b"\x91" * 100_000],  # deep nesting
+        [struct.pack("<QQ", 3, 0), b"\xdd\xff\xff\xff\xff"],  # claims 4 G items
+        [struct.pack("<QQ", 4, 0), msgspec.msgpack.encode(Abort([1]))],  # another life's epoch
+        [struct.pack("<QQ", 3, 0), msgspec.msgpack.encode(Abort([1])), b"more"],
+        [b"cos\nsystem\n(S'true'\ntR."],  # a pickle
+    ],
+)
+def test_bad_frames_are_counted_and_the_peer_lives_on(tmp_path: Path, frames: list[bytes]) -> None:
+    async def scenario(context: Context, address: str) -> None:
+        seen: list[Any] = []
+        server: Channel[Any] = router(context, address, FrontendToScheduler, epoch=1)
+        server.attach(asyncio.get_running_loop(), lambda peer, message: seen.append(message))
+        raw = context.socket(zmq.DEALER)
+        raw.setsockopt(zmq.IDENTITY, b"frontend.0.3")
+        raw.connect(address)
+        raw.send_multipart(frames)
+        await until(lambda: server.dropped == 1)
+        raw.send_multipart([struct.pack("<QQ", 3, 5), msgspec.msgpack.encode(Abort([8]))])
+        await until(lambda: seen == [Abort([8])])
+        raw.close(linger=0)
+
+    run(scenario, tmp_path)
+
+
+def test_stale_epochs_and_repeats_are_dropped(tmp_path: Path) -> None:
+    async def scenario(context: Context, address: str) -> None:
+        server, client, at_server, at_client = pair(context, address, asyncio.get_running_loop())
+        client.send(Abort([1]))
+        await until(lambda: len(at_server) == 1)
+        server._epoch = 8  # as the scheduler's previous life would speak
+        server.send(Tokens(1, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: client.dropped == 1)
+        server._epoch = 9
+        server._sent["frontend.0.3"] = 0  # repeats number 0 and 1
+        server.send(Tokens(2, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: len(at_client) == 1)
+        server._sent["frontend.0.3"] = 0
+        server.send(Tokens(3, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: client.dropped == 2)
+        assert [message.step for message in at_client] == [2]
+
+    run(scenario, tmp_path)
+
+
+def test_a_peer_that_does_not_read_is_an_error_and_nothing_is_lost_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "HIGH_WATER_MARK", 50)
+    monkeypatch.setattr(channels, "MAX_QUEUED", 400)
+
+    async def scenario(context: Context, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        server: Channel[Any] = router(context, address, FrontendToScheduler, epoch=9)
+        arrived: list[Any] = []
+        server.attach(loop, lambda peer, message: arrived.append(peer))
+        client: Channel[Any] = dealer(context, address, "frontend.0.3", SchedulerToFrontend, peer_epoch=9)
+        client.send(Abort([1]))
+        await until(lambda: bool(arrived))
+        sent = 0
+        try:
+            while True:
+                server.send(Tokens(sent, 0, b"", b"", b""), "frontend.0.3")
+                sent += 1
+        except ChannelFullError:
+            pass
+        assert sent >= 400
+        got: list[int] = []
+        client.attach(loop, lambda _peer, message: got.append(message.step))
+        await until(lambda: len(got) == sent)
+        assert got == list(range(sent))
+
+    run(scenario, tmp_path)
