@@ -1,0 +1,1 @@
+"""The bundled demo model: its text, its tokenizer, its training and its examination."""

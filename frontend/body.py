@@ -1,0 +1,75 @@
+"""Request bodies: read within bounds, decoded strictly, refused in words a client can use."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from frontend.http_errors import HttpError
+from ipc.errors import InvalidRequestError
+
+BODY_SECONDS = 60.0
+Shape = TypeVar("Shape", bound=msgspec.Struct)
+_PATH = re.compile(r" - at `\$\.?([A-Za-z_]\w*)?[^`]*`$")
+
+
+def decoder(shape: type[Shape]) -> msgspec.json.Decoder[Shape]:
+    """A strict JSON decoder: no text for numbers, no NaN, nothing after the document. Unknown members are skipped."""
+    return msgspec.json.Decoder(shape)
+
+
+async def read_json(request: web.BaseRequest, shape: msgspec.json.Decoder[Shape], limit: int) -> Shape:
+    """Decode the body, of at most `limit` bytes. Raises HttpError 408, 413, 415, 417, or InvalidRequestError naming the member."""
+    raw = await _read(request, limit)
+    try:
+        return shape.decode(raw)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        path = _PATH.search(message)
+        param = path.group(1) if path else None
+        if param is None:
+            missing = re.search(r"required field `(\w+)`", message)
+            param = missing.group(1) if missing else None
+        raise InvalidRequestError(message.replace("`", "'"), param) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}", None, "invalid_json") from None
+    except UnicodeDecodeError:
+        raise InvalidRequestError("the body is not valid UTF-8", None, "invalid_json") from None
+    except RecursionError:
+        raise InvalidRequestError("the body is nested too deeply", None, "invalid_json") from None
+
+
+async def _read(request: web.BaseRequest, limit: int) -> bytes:
+    headers = request.headers
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise HttpError(415, "compressed request bodies are not accepted", None, "unsupported_encoding")
+    kind = request.content_type
+    if "Content-Type" in headers and kind != "application/json" and not kind.endswith("+json"):
+        raise HttpError(415, f"the body must be application/json, not {kind[:80]}", None, "unsupported_media_type")
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    expect = headers.get("Expect")
+    if expect is not None:
+        if expect.lower() != "100-continue":
+            raise HttpError(417, "the only expectation that is understood is 100-continue")
+        if request.version >= HttpVersion11 and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while chunk := await request.content.readany():
+                body += chunk
+                if len(body) > limit:
+                    raise _too_large(limit)
+    except TimeoutError:
+        raise HttpError(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+    return bytes(body)
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"the body is larger than {limit} bytes", None, "body_too_large")

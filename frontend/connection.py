@@ -1,0 +1,128 @@
+"""Client connections: aiohttp's protocol with our limits, JSON errors, and the flow control that SSE responses listen to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from frontend.http_errors import error_body
+from frontend.sse import TRANSPORT_HIGH_WATER, SseResponse
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_SECONDS = 75.0
+HEADER_SECONDS = 30.0
+LINGER_SECONDS = 2.0
+MAX_LINE_BYTES = 8190
+MAX_HEADER_BYTES = 16 * 1024
+MAX_HEADERS = 100
+_FULL = error_body(503, "too many connections")
+_FULL_ANSWER = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_FULL), _FULL)
+)
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Connection(RequestHandler):
+    """One client. `response`: the SSE response that is being written, if there is one."""
+
+    __slots__ = ("_header_timer", "_server", "response")
+
+    def __init__(self, server: HttpServer, **kwargs: Any) -> None:
+        super().__init__(server, **kwargs)
+        self._server = server
+        self._header_timer: asyncio.TimerHandle | None = None
+        self.response: SseResponse | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self.transport is not None
+        self.transport.set_write_buffer_limits(high=TRANSPORT_HIGH_WATER)
+        if self._server.full:
+            self.transport.write(_FULL_ANSWER)
+            self.close()
+            self.transport.close()
+            return
+        # aiohttp's own timer begins with the first request; somebody who never sends one must not keep the place.
+        self._header_timer = self._loop.call_later(HEADER_SECONDS, self._no_request_yet)
+        self._server.count_connections()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+        if self.response is not None:
+            self.response.pause()
+        super().connection_lost(exc)
+        self._server.count_connections()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.response is not None:
+            self.response.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.response is not None:
+            self.response.resume()
+
+    async def drained(self) -> None:
+        """Wait until the transport's buffer has room. Raises ConnectionError when the client leaves."""
+        await self._drain_helper()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What aiohttp could not parse, or an error that escaped our own handling."""
+        if status >= 500 and exc is not None:
+            log.error("unexpected error in the server", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun already")
+        text = "the request is not valid HTTP" if status < 500 else "internal error; the server's log has the details"
+        answer = web.Response(
+            status=status,
+            body=error_body(status, text, None, "bad_http" if status < 500 else "internal_error"),
+            content_type="application/json",
+        )
+        answer.force_close()
+        return answer
+
+    def _no_request_yet(self) -> None:
+        if self._request_count == 0:
+            self.force_close()
+
+
+class HttpServer(web.Server):
+    """Makes a Connection for each client; pass it to `loop.create_server`."""
+
+    def __init__(self, handler: Handler, max_connections: int, on_count: Callable[[int], None]) -> None:
+        # Cancelling the handler is how a request learns at once that its client has left.
+        super().__init__(handler, handler_cancellation=True)
+        self._max_connections = max_connections
+        self._on_count = on_count
+        self._options = {
+            "loop": asyncio.get_running_loop(),
+            "access_log": None,
+            "logger": log,
+            "auto_decompress": False,
+            "keepalive_timeout": KEEPALIVE_SECONDS,
+            "lingering_time": LINGER_SECONDS,
+            "max_line_size": MAX_LINE_BYTES,
+            "max_field_size": MAX_HEADER_BYTES,
+            "max_headers": MAX_HEADERS,
+        }
+
+    def __call__(self) -> Connection:
+        return Connection(self, **self._options)
+
+    @property
+    def full(self) -> bool:
+        return len(self._connections) > self._max_connections
+
+    def count_connections(self) -> None:
+        self._on_count(len(self._connections))

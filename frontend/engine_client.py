@@ -1,0 +1,501 @@
+"""The frontend's line to the scheduler: submits requests, reads the steps' tokens, and carries every stream over a scheduler's death.
+
+HTTP handlers and the Python API (`quire.LLM`, `quire.AsyncLLM`) use the same client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import zmq
+
+from frontend.metrics import Metrics
+from frontend.outputs import CompletionOutput, RequestOutput
+from frontend.stream import REASONS, CollectStream, DeltaStream, Gather, LogprobRow, Stream, Work
+from frontend.tokenizer import Tokenizer
+from ipc.arena import Arena, Stat
+from ipc.channels import Channel
+from ipc.config import ChildSpec
+from ipc.errors import ChannelFullError, EngineDeadError, InvalidRequestError, QueueFullError, RequestFailedError
+from ipc.messages import Abort, Finished, FinishReason, Logprobs, PromptLogprobs, RefuseCode, Refused, SchedulerToFrontend, Submit, Tokens
+from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams
+
+log = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """One process's client of the scheduler; use it on one event loop.
+
+    tokenizer: set by `start`. streams: every live request by handle. All methods that take a prompt accept its text or its token ids and
+    raise InvalidRequestError (400), QueueFullError (429), EngineDeadError (503) or RequestFailedError (500).
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(
+        self,
+        spec: ChildSpec,
+        context: zmq.Context[zmq.Socket[bytes]],
+        arena: Arena | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """spec: of this process, whose identity the scheduler will see. arena: to keep this process's status record up to date."""
+        self.spec = spec
+        self.streams: dict[int, Stream] = {}
+        self.metrics = metrics
+        self.on_idle: Callable[[], None] | None = None  # called whenever the last stream has ended
+        self._context = context
+        self._loop = loop
+        self._status = arena.status(spec.role, spec.index) if arena is not None else None
+        self._epoch = spec.scheduler_epoch
+        self._channel: Channel[Any] | None = None
+        self._handles = itertools.count(1)
+        self.ended = 0  # requests so far that have ended, however they did
+        self._by_id: dict[str, list[Stream]] = {}
+        self._dead = ""
+
+    async def start(self) -> None:
+        """Load the tokenizer and open the channel. Raises ConfigError if the tokenizer cannot be read."""
+        self._loop = asyncio.get_running_loop()
+        model = self.spec.model
+        self.tokenizer = await self._loop.run_in_executor(None, Tokenizer.load, model.tokenizer_path, self.spec.config.model.chat_template)
+        self._connect()
+
+    def close(self) -> None:
+        """Abort what runs and close the channel; waiters get EngineDeadError."""
+        if self.streams and self._channel is not None:
+            self._send_abort(list(self.streams))
+        self.engine_died("the engine was shut down")
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if hasattr(self, "tokenizer"):
+            self.tokenizer.close()
+
+    def scheduler_changed(self, epoch: int) -> None:
+        """The scheduler lives in `epoch` now: submit every live stream to it, with the tokens its reader already has."""
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
+        if self._channel is not None:
+            self._channel.close()
+        self._connect()
+        if self.streams:
+            log.info("scheduler epoch %d: resubmitting %d requests", epoch, len(self.streams))
+        for stream in self.streams.values():
+            self._submit(stream)
+
+    def engine_died(self, why: str) -> None:
+        """Nothing will come any more: every waiter gets EngineDeadError, and so does every later request."""
+        self._dead = why
+        self.fail_all(EngineDeadError(why))
+
+    def fail_all(self, error: Exception) -> None:
+        """End every live stream with `error`."""
+        for stream in list(self.streams.values()):
+            self._end(stream, "error", None, error)
+
+    # requests
+
+    async def complete(
+        self, prompt: str | list[int], params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+    ) -> RequestOutput:
+        """All n completions of one prompt, when they are done. Cancelling the caller aborts them."""
+        works = await self.prepare(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        return (await self.run([works]))[0]
+
+    async def stream(
+        self, prompt: str | list[int], params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+    ) -> AsyncIterator[RequestOutput]:
+        """Each item carries only what is new since the one before, of every completion that has something new.
+
+        The last item has finished=True. Leaving the iterator early aborts the request.
+        """
+        works = await self.prepare(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        news = asyncio.Event()
+        streams = [DeltaStream(work, self.tokenizer, news.set) for work in works]
+        self.open(streams)
+        reported: set[int] = set()
+        try:
+            while len(reported) < len(streams):
+                await news.wait()
+                news.clear()
+                outputs = []
+                for stream in streams:
+                    if stream.work.index in reported:
+                        continue
+                    if stream.error is not None:
+                        raise stream.error
+                    text, ids, logprobs = stream.take()
+                    if stream.reason is not None:
+                        reported.add(stream.work.index)
+                    if ids or text or stream.reason is not None:
+                        outputs.append(CompletionOutput(stream.work.index, text, ids, logprobs, stream.reason, stream.stop_reason))
+                if outputs:
+                    yield _request_output(streams, outputs, finished=len(reported) == len(streams))
+        finally:
+            self.drop(streams)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early; its waiters get what there is, with finish_reason 'abort'. An unknown id is ignored."""
+        streams = list(self._by_id.get(request_id, ()))
+        if streams:
+            self._send_abort([stream.handle for stream in streams])
+            for stream in streams:
+                self._end(stream, "abort")
+
+    async def prepare(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        text: str | None = None,
+        add_special_tokens: bool = True,
+        arrival_ns: int = 0,
+    ) -> list[Work]:
+        """Check and tokenize one prompt; one Work for each of its n completions.
+
+        text: the prompt's text, when `prompt` is its ids. Nothing is submitted yet.
+        """
+        arrival_ns = arrival_ns or time.monotonic_ns()
+        model = self.spec.model
+        params.validate(model.vocab_size, self.spec.config.model.max_logprobs)
+        if isinstance(prompt, str):
+            text, ids = prompt, await self.tokenizer.encode_soon(prompt, add_special_tokens)
+        else:
+            ids = prompt
+        self._check_prompt(ids)
+        room = model.max_model_len - len(ids)
+        params = msgspec.structs.replace(params, max_tokens=min(params.max_tokens or room, room), min_tokens=min(params.min_tokens, room))
+        bad_words = self._bad_words(params.bad_words)
+        request_id = request_id or f"req-{secrets.token_hex(12)}"
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        return [
+            Work(
+                request_id=request_id,
+                index=index,
+                prompt=text,
+                prompt_ids=ids,
+                params=params,
+                seed=_seed_of(seed, index),
+                arrival_ns=arrival_ns,
+                priority=priority,
+                cache_salt=cache_salt,
+                bad_words=bad_words,
+            )
+            for index in range(params.n)
+        ]
+
+    async def run(self, prompts: Sequence[Sequence[Work]]) -> list[RequestOutput]:
+        """Compute several prompts' completions and wait for all with one wake-up. If one fails, the others are aborted."""
+        assert self._loop is not None
+        works = [work for prompt in prompts for work in prompt]
+        gather = Gather(self._loop, len(works))
+        streams = [CollectStream(work, self.tokenizer, gather) for work in works]
+        try:
+            self.open(streams)
+            await gather.future
+        finally:
+            self.drop(streams)
+        outputs, rest = [], iter(streams)
+        for prompt in prompts:
+            own = list(itertools.islice(rest, len(prompt)))
+            outputs.append(
+                _request_output(
+                    own,
+                    [CompletionOutput(each.work.index, each.text, each.ids, each.logprobs, each.reason, each.stop_reason) for each in own],
+                    finished=True,
+                )
+            )
+        return outputs
+
+    def open(self, streams: Sequence[Stream]) -> None:
+        """Submit streams; from now on they are pushed to. Raises EngineDeadError or QueueFullError, and then takes none of them."""
+        if self._dead:
+            raise EngineDeadError(self._dead)
+        for stream in streams:
+            stream.handle = next(self._handles)
+            self.streams[stream.handle] = stream
+            self._by_id.setdefault(stream.work.request_id, []).append(stream)
+        try:
+            for stream in streams:
+                self._submit(stream)
+        except ChannelFullError:
+            self.drop(streams)
+            raise QueueFullError("the scheduler is not reading; try again later", 5.0) from None
+        self._count_streams()
+
+    def drop(self, streams: Sequence[Stream]) -> None:
+        """Nobody reads these any more: abort those that still run, without telling them."""
+        handles = [stream.handle for stream in streams if self.streams.get(stream.handle) is stream]
+        if handles:
+            self._send_abort(handles)
+            for handle in handles:
+                stream = self._forget(handle)
+                if self.metrics is not None and stream is not None:
+                    self.metrics.count("request_success", "abort")
+            self._count_streams()
+
+    # messages
+
+    def _connect(self) -> None:
+        assert self._loop is not None
+        address = self.spec.address("frontends", self._epoch)
+        self._channel = Channel.dealer(self._context, address, self.spec.identity, SchedulerToFrontend, self._epoch)
+        self._channel.attach(self._loop, self._on_message)
+
+    def _submit(self, stream: Stream) -> None:
+        assert self._channel is not None
+        work = stream.work
+        self._channel.send(
+            Submit(
+                handle=stream.handle,
+                request_id=work.request_id if work.index == 0 else f"{work.request_id}-{work.index}",
+                prompt=np.array(work.prompt_ids, dtype=np.int32).tobytes(),
+                params=work.params,
+                seed=work.seed,
+                arrival_ns=work.arrival_ns,
+                priority=work.priority,
+                cache_salt=work.cache_salt,
+                bad_words=work.bad_words,
+                emitted=np.array(stream.ids, dtype=np.int32).tobytes(),
+            )
+        )
+
+    def _send_abort(self, handles: list[int]) -> None:
+        if self._channel is not None:
+            try:
+                self._channel.send(Abort(handles))
+            except ChannelFullError:
+                log.error("the scheduler is not reading; %d aborts were lost", len(handles))
+
+    def _on_message(self, _peer: str, message: Tokens | Refused) -> None:
+        if isinstance(message, Tokens):
+            self._on_tokens(message)
+        else:
+            self._on_refused(message)
+        if self._status is not None and self._channel is not None:
+            self._status[Stat.DROPPED_FRAMES] = self._channel.dropped
+
+    def _on_tokens(self, message: Tokens) -> None:
+        """The hot loop: every token of a step for this frontend, straight into its stream."""
+        handles = np.frombuffer(message.handles, dtype=np.uint32).tolist()
+        indexes = np.frombuffer(message.index, dtype=np.uint32).tolist()
+        tokens = np.frombuffer(message.tokens, dtype=np.int32).tolist()
+        ends: dict[int, Finished] = {each.handle: each for each in message.finished} if message.finished else {}
+        rows = _rows(message.logprobs) if message.logprobs is not None else None
+        for each in message.prompt_logprobs:
+            self._on_prompt_logprobs(each)
+        get, now, gaps, place = self.streams.get, time.monotonic_ns(), [], -1
+        for handle, index, token in zip(handles, indexes, tokens):
+            place += 1
+            stream = get(handle)
+            if stream is None:
+                continue
+            ids = stream.ids
+            if index != len(ids):
+                if index > len(ids):
+                    self._fail(stream, f"tokens {len(ids)} to {index - 1} were lost on the way from the scheduler")
+                continue
+            ids.append(token)
+            if stream.last_ns:
+                gaps.append(now - stream.last_ns)
+            else:
+                stream.first_ns = now
+            stream.last_ns = now
+            if rows is not None:
+                stream.row = rows.get(place)
+            try:
+                if handle in ends and token == ends[handle].stop_token and index == ends[handle].num_output - 1:
+                    stream.push_last(token)
+                elif stream.push(token):
+                    self._stop_string(stream)
+            except Exception as error:
+                # One request's text must not end everybody's.
+                log.exception("request %s: its output cannot be handled", stream.work.request_id)
+                self._fail(stream, f"its output cannot be handled ({type(error).__name__})")
+        for finished in message.finished:
+            self._on_finished(finished)
+        if self.metrics is not None and gaps:
+            self.metrics.observe_gaps(gaps)
+        if self._status is not None:
+            self._status[Stat.STEPS] += 1
+
+    def _on_finished(self, finished: Finished) -> None:
+        stream = self.streams.get(finished.handle)
+        if stream is None:
+            return
+        if finished.reason == FinishReason.ERROR:
+            self._end(stream, "error", finished, RequestFailedError(finished.error or "the engine could not finish this request"))
+        elif finished.num_output > len(stream.ids):
+            self._fail(stream, f"it ended after {finished.num_output} tokens, of which {len(stream.ids)} arrived")
+        else:
+            self._end(stream, REASONS[finished.reason], finished)
+
+    def _on_refused(self, refused: Refused) -> None:
+        stream = self.streams.get(refused.handle)
+        if stream is None:
+            return
+        error: Exception
+        if refused.code == RefuseCode.INVALID:
+            error = InvalidRequestError(refused.message, refused.param or None)
+        elif refused.code == RefuseCode.QUEUE_FULL:
+            error = QueueFullError(refused.message, max(refused.retry_after_s, 1.0))
+        else:
+            error = EngineDeadError(refused.message)
+        if self.metrics is not None and refused.code != RefuseCode.INVALID:
+            self.metrics.count("admission_rejections", "queue_full" if refused.code == RefuseCode.QUEUE_FULL else "draining")
+        self._end(stream, "error", None, error)
+
+    def _on_prompt_logprobs(self, message: PromptLogprobs) -> None:
+        stream = self.streams.get(message.handle)
+        if stream is not None:
+            rows = _columns(message.logprob, message.rank, message.width, message.top_ids, message.top_logprobs)
+            stream.prompt_rows.update(zip(itertools.count(message.start), rows))
+
+    # ends
+
+    def _stop_string(self, stream: Stream) -> None:
+        self._send_abort([stream.handle])
+        self._end(stream, "stop")
+
+    def _fail(self, stream: Stream, why: str) -> None:
+        self._send_abort([stream.handle])
+        self._end(stream, "error", None, RequestFailedError(f"request {stream.work.request_id} failed: {why}"))
+
+    def _end(self, stream: Stream, reason: str, finished: Finished | None = None, error: Exception | None = None) -> None:
+        self._forget(stream.handle)
+        if self.metrics is not None:
+            self._observe(stream, reason, finished)
+        if self.spec.config.log.log_requests:
+            log.info(
+                "request %s[%d]: %s after %d + %d tokens",
+                stream.work.request_id,
+                stream.work.index,
+                reason,
+                len(stream.work.prompt_ids),
+                len(stream.ids),
+            )
+        try:
+            stream.end(reason, finished, error)
+        except Exception as failure:
+            log.exception("request %s: its end cannot be handled", stream.work.request_id)
+            stream.end("error", None, RequestFailedError(f"its output cannot be handled ({type(failure).__name__})"))
+        self._count_streams()
+
+    def _forget(self, handle: int) -> Stream | None:
+        stream = self.streams.pop(handle, None)
+        if stream is not None:
+            self.ended += 1
+            siblings = self._by_id[stream.work.request_id]
+            siblings.remove(stream)
+            if not siblings:
+                del self._by_id[stream.work.request_id]
+        return stream
+
+    def _count_streams(self) -> None:
+        if self._status is not None:
+            self._status[Stat.OPEN_STREAMS] = len(self.streams)
+        if not self.streams and self.on_idle is not None:
+            self.on_idle()
+
+    def _observe(self, stream: Stream, reason: str, finished: Finished | None) -> None:
+        metrics, work, count = self.metrics, stream.work, len(stream.ids)
+        assert metrics is not None
+        metrics.count("request_success", reason)
+        now = time.monotonic_ns()
+        metrics.observe("e2e_request_latency_seconds", (now - work.arrival_ns) * 1e-9)
+        metrics.observe("request_prompt_tokens", len(work.prompt_ids))
+        metrics.observe("request_generation_tokens", count)
+        if work.index == 0:
+            metrics.observe("request_params_n", work.params.n)
+        metrics.observe("request_params_max_tokens", work.params.max_tokens or 0)
+        if stream.first_ns:
+            metrics.observe("time_to_first_token_seconds", (stream.first_ns - work.arrival_ns) * 1e-9)
+            metrics.observe("request_decode_time_seconds", (stream.last_ns - stream.first_ns) * 1e-9)
+            if count > 1:
+                metrics.observe("request_time_per_output_token_seconds", (stream.last_ns - stream.first_ns) * 1e-9 / (count - 1))
+        if finished is not None:
+            metrics.observe("request_queue_time_seconds", finished.queued_ns * 1e-9)
+            metrics.observe("request_num_preemptions", finished.num_preemptions)
+            if finished.first_token_ns:
+                first_step = work.arrival_ns + finished.queued_ns
+                metrics.observe("request_prefill_time_seconds", max(0, finished.first_token_ns - first_step) * 1e-9)
+                metrics.observe("request_inference_time_seconds", max(0, now - first_step) * 1e-9)
+
+    # checks
+
+    def _check_prompt(self, ids: list[int]) -> None:
+        model = self.spec.model
+        if not ids:
+            raise InvalidRequestError("the prompt is empty: it has no tokens", "prompt")
+        for token in (min(ids), max(ids)):
+            if not 0 <= token < model.vocab_size:
+                raise InvalidRequestError(f"the prompt has token id {token}; this model's go from 0 to {model.vocab_size - 1}", "prompt")
+        if len(ids) >= model.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(ids)} tokens; with at least one token of output, this model takes at most {model.max_model_len - 1}",
+                "prompt",
+                "context_length_exceeded",
+            )
+
+    def _bad_words(self, words: list[str]) -> list[list[int]]:
+        """Each word as it is written at a text's start and after a space, since vocabularies have different tokens for the two."""
+        found: list[list[int]] = []
+        for word in words:
+            for text in (word, " " + word.lstrip()):
+                ids = self.tokenizer.encode(text, add_special_tokens=False)
+                if ids and ids not in found:
+                    found.append(ids)
+        if sum(map(len, found)) > MAX_BAD_WORD_TOKENS:
+            raise InvalidRequestError(f"bad_words may have at most {MAX_BAD_WORD_TOKENS} tokens in all", "bad_words")
+        return found
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """Completion 0 keeps the request's seed; the others' follow from it, so that a repeated request repeats all of them."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % INT64
+
+
+def _rows(message: Logprobs) -> dict[int, LogprobRow]:
+    """By position in the message's token column."""
+    at = np.frombuffer(message.at, dtype=np.uint32).tolist()
+    return dict(zip(at, _columns(message.logprob, message.rank, message.width, message.top_ids, message.top_logprobs)))
+
+
+def _columns(logprob: bytes, rank: bytes, width: int, top_ids: bytes, top_logprobs: bytes) -> list[LogprobRow]:
+    chosen = np.frombuffer(logprob, dtype=np.float32).tolist()
+    ranks = np.frombuffer(rank, dtype=np.int32).tolist()
+    ids = np.frombuffer(top_ids, dtype=np.int32).reshape(len(chosen), width).tolist()
+    values = np.frombuffer(top_logprobs, dtype=np.float32).reshape(len(chosen), width).tolist()
+    return list(zip(chosen, ranks, ids, values))
+
+
+def _request_output(streams: Sequence[Stream], outputs: list[CompletionOutput], finished: bool) -> RequestOutput:
+    first = streams[0]
+    return RequestOutput(
+        request_id=first.work.request_id,
+        prompt=first.work.prompt,
+        prompt_token_ids=first.work.prompt_ids,
+        prompt_logprobs=first.prompt_logprobs(),
+        outputs=outputs,
+        finished=finished,
+        num_cached_tokens=first.cached_tokens,
+        metrics=first.metrics(),
+    )

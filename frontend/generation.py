@@ -1,0 +1,181 @@
+"""Runs prepared requests for the HTTP handlers: as one JSON answer, or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from frontend import http_errors
+from frontend.connection import Connection
+from frontend.outputs import RequestOutput, TokenLogprobs
+from frontend.sse import DONE, STUCK_SECONDS, Shape, SseResponse, SseStream, Usage, encode, event
+from frontend.stream import Work
+
+if TYPE_CHECKING:
+    from frontend.app import App
+
+LOWEST_LOGPROB = -9999.0  # JSON has no infinity
+SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the two generating APIs have in common. prompts: for each prompt, its n completions."""
+
+    id: str
+    model: str
+    prompts: list[list[Work]]
+    shape: Shape
+    echo: list[str] | None = None  # text that each prompt's completions begin with, in a stream
+    include_usage: bool = False
+    continuous_usage: bool = False
+
+    def prefix(self, created: int) -> bytes:
+        """A chunk's JSON up to its choices."""
+        return encode({"id": self.id, "object": self.shape.object, "created": created, "model": self.model})[:-1]
+
+
+def json_answer(document: dict[str, Any], status: int = 200) -> web.Response:
+    return web.Response(body=encode(document), status=status, content_type="application/json")
+
+
+def usage_of(outputs: Sequence[RequestOutput]) -> Usage:
+    """Token counts over all prompts; a prompt counts once, however many completions it has."""
+    usage = Usage(sum(len(output.prompt_token_ids) for output in outputs))
+    usage.completion_tokens = sum(len(each.token_ids) for output in outputs for each in output.outputs)
+    cached = [output.num_cached_tokens for output in outputs if output.num_cached_tokens is not None]
+    usage.cached_tokens = sum(cached) if cached else None
+    return usage
+
+
+def prompt_logprobs_json(entries: list[TokenLogprobs | None] | None) -> list[dict[str, Any] | None] | None:
+    """vLLM's shape: per prompt token an object from token id to logprob, rank and text."""
+    if entries is None:
+        return None
+    return [
+        None
+        if entry is None
+        else {
+            str(token): {"logprob": floor(each.logprob), "rank": each.rank, "decoded_token": each.decoded_token}
+            for token, each in entry.items()
+        }
+        for entry in entries
+    ]
+
+
+def floor(logprob: float) -> float:
+    return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB
+
+
+async def stream_answer(app: App, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
+    """Send an answer as events. Errors before the first event raise; later ones become an event, as OpenAI's clients expect."""
+    loop = asyncio.get_running_loop()
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    response = SseResponse(loop, chunked=request.version >= HttpVersion11)
+    usage = Usage(sum(len(prompt[0].prompt_ids) for prompt in answer.prompts))
+    created = int(time.time())
+    streams = _streams(app, answer, response, usage, created)
+    connection.response = response
+    try:
+        app.client.open(streams)
+        await response.first
+        if response.error is not None:
+            raise response.error
+        http = web.StreamResponse(headers={**SSE_HEADERS, **app.response_headers(request)})
+        if response.chunked:
+            http.enable_chunked_encoding()
+        else:
+            http.force_close()
+        writer = await http.prepare(request)
+        transport = request.transport
+        if writer is None or transport is None:
+            raise ConnectionResetError("the client has left")
+        writer.send_headers()
+        response.open(transport)
+        await response.done
+        if not response.overflowed:
+            _finish(response, answer, usage, created)
+        if not await _drained(connection, response):
+            app.metrics.count("slow_readers")
+            transport.abort()
+            raise ConnectionResetError("the client does not read")
+        await http.write_eof()
+        return http
+    finally:
+        connection.response = None
+        app.client.drop(streams)
+
+
+def _streams(app: App, answer: Answer, response: SseResponse, usage: Usage, created: int) -> list[SseStream]:
+    streams: list[SseStream] = []
+    prefix = answer.prefix(created)
+    for place, prompt in enumerate(answer.prompts):
+        for work in prompt:
+            stream = SseStream(
+                work,
+                app.client.tokenizer,
+                response,
+                answer.shape,
+                prefix,
+                len(streams),
+                usage,
+                include_usage=answer.include_usage,
+                continuous_usage=answer.continuous_usage,
+            )
+            streams.append(stream)
+            if answer.echo is not None:
+                stream.begin_with(answer.echo[place])
+    return streams
+
+
+def _finish(response: SseResponse, answer: Answer, usage: Usage, created: int) -> None:
+    """The events after the last choice's last one."""
+    if response.error is not None:
+        response.frame(None, event(http_errors.of(response.error).body()))
+    elif answer.include_usage:
+        response.frame(None, event(answer.prefix(created) + b',"choices":[],"usage":' + usage.json() + b"}"))
+    response.frame(None, DONE)
+
+
+async def _drained(connection: Connection, response: SseResponse) -> bool:
+    """Wait until everything is in the transport's hands; False if the client has not read for too long."""
+    if response.overflowed:
+        return False
+    while not response.direct:
+        if connection.transport is None:
+            raise ConnectionResetError("the client has left")
+        try:
+            await asyncio.wait_for(connection.drained(), STUCK_SECONDS)
+        except TimeoutError:
+            return False
+    return True
+
+
+ChoiceMaker = Callable[[int, RequestOutput, int], dict[str, Any]]
+
+
+async def json_generation(app: App, answer: Answer, choice: ChoiceMaker, kind: str) -> web.Response:
+    """Wait for all completions and answer at once. choice(index, output, place) makes the JSON of output.outputs[place]."""
+    outputs = await app.client.run(answer.prompts)
+    choices: list[dict[str, Any]] = []
+    for output in outputs:
+        for place in range(len(output.outputs)):
+            choices.append(choice(len(choices), output, place))
+    return json_answer(
+        {
+            "id": answer.id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": answer.model,
+            "choices": choices,
+            "usage": usage_of(outputs).document(),
+            "system_fingerprint": None,
+        }
+    )

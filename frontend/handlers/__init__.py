@@ -1,0 +1,1 @@
+"""One file per API: request shape in, engine calls, response shape out."""

@@ -1,0 +1,102 @@
+"""Entry point of a frontend process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.metadata
+import logging
+import socket
+import time
+from typing import Any
+
+from frontend.app import App
+from frontend.connection import HttpServer
+from frontend.engine_client import EngineClient
+from frontend.metrics import Metrics
+from ipc.actor import Actor
+from ipc.config import ChildSpec
+from ipc.errors import EngineDeadError
+from ipc.messages import Drain, Drained, Peers
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 4096
+LAST_WORDS_SECONDS = 0.5
+
+
+def run(spec: ChildSpec) -> int:
+    """Serve HTTP on the inherited socket until told to stop; returns the exit code."""
+    return Frontend(spec).run()
+
+
+class Frontend(Actor):
+    """HTTP in front of the engine. The listening socket is the supervisor's, shared with the other frontends."""
+
+    client: EngineClient
+    app: App
+
+    def __init__(self, spec: ChildSpec) -> None:
+        super().__init__(spec)
+        self._server: asyncio.Server | None = None
+        self._http: HttpServer | None = None
+        self._drained = False
+
+    async def start(self) -> None:
+        """Load the tokenizer, then accept connections."""
+        self.loading("tokenizer")
+        metrics = Metrics(self.spec.runtime_dir, self.spec.index)
+        self.client = EngineClient(self.spec, self.context, self.arena, self.loop, metrics)
+        await self.client.start()
+        self.app = App(self.spec, self.arena, self.client, metrics, _version())
+        listener = socket.socket(fileno=self.spec.fds["listen"])
+        listener.setblocking(False)
+        self._http = self.app.make_server()
+        self._server = await self.loop.create_server(self._http, sock=listener, backlog=BACKLOG)
+        # What start-up made lives as long as the process; the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self.ready()
+
+    async def stop(self) -> None:
+        """Close connections; what still runs is aborted in the scheduler."""
+        if self._server is not None:
+            self._server.close()
+        if hasattr(self, "client"):
+            self.client.close()
+        if self._http is not None:
+            await self._http.shutdown(timeout=1.0)
+
+    def on_drain(self, message: Drain) -> None:
+        """New requests get 503 from now on; those in flight have until the deadline."""
+        self.app.admission.draining = True
+        self.app.on_idle = self._check_drained
+        left = (message.deadline_ns - time.monotonic_ns()) * 1e-9 - LAST_WORDS_SECONDS
+        self.loop.call_later(max(0.0, left), self._deadline)
+        self._check_drained()
+
+    def on_peers(self, message: Peers) -> None:
+        self.client.scheduler_changed(message.scheduler_epoch)
+
+    def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What goes wrong on one client's connection is that client's matter and ends nobody else's; all else ends the process."""
+        if "transport" in context or "protocol" in context or "future" in context or "task" in context:
+            log.error("a connection failed: %s", context.get("message"), exc_info=context.get("exception"))
+        else:
+            super()._on_loop_exception(loop, context)
+
+    def _check_drained(self) -> None:
+        if self.app.in_flight == 0 and not self._drained:
+            self._drained = True
+            self.supervisor.send(Drained(self.spec.role, self.spec.index))
+
+    def _deadline(self) -> None:
+        """A clear word instead of a cut connection."""
+        self.client.fail_all(EngineDeadError("the server is shutting down; this request did not finish in time"))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("quire")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,39 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from frontend.schemas.generation import GenerationRequest
+from frontend.schemas.numbers import Int
+from ipc.errors import InvalidRequestError
+
+
+class CompletionRequest(GenerationRequest, kw_only=True):
+    """prompt: a text, texts, token ids, or lists of token ids. logprobs: alternatives per token."""
+
+    prompt: str | list[Any]
+    echo: bool | None = None
+    logprobs: Int = None
+    suffix: str | None = None
+
+    def prompts(self, limit: int) -> list[str | list[int]]:
+        """One entry per prompt. Raises InvalidRequestError for mixed, empty or too many prompts."""
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        if not given:
+            raise InvalidRequestError("prompt must not be empty", "prompt")
+        if _all(given, int):
+            return [given]
+        if len(given) > limit:
+            raise InvalidRequestError(f"a request may have at most {limit} prompts, got {len(given)}", "prompt")
+        if _all(given, str) or all(isinstance(each, list) and _all(each, int) for each in given):
+            return given
+        raise InvalidRequestError(
+            "prompt must be a string, a list of strings, a list of token ids, or a list of lists of token ids", "prompt"
+        )
+
+
+def _all(values: list[Any], kind: type) -> bool:
+    return all(type(value) is kind for value in values)

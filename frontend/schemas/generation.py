@@ -1,0 +1,187 @@
+"""Fields that completions and chat completions share, by OpenAI's and vLLM's names.
+
+Accepted and ignored, because they cannot change what is generated here: user, metadata, store, service_tier, parallel_tool_calls,
+safety_identifier, prompt_cache_key, prompt_cache_retention, prompt_cache_options, moderation, verbosity, best_of=1, modalities=["text"],
+spaces_between_special_tokens=true, and every name we do not know. Names that would change it and that this version does not have are refused:
+`REFUSED`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from frontend.http_errors import not_supported
+from frontend.schemas.numbers import Int, integer
+from ipc.config import ModelInfo
+from ipc.errors import InvalidRequestError
+from ipc.sampling_params import SamplingParams
+
+MAX_SALT = 128
+
+# Field name to the values that mean nothing and may pass; anything else would be dropped in silence.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_whitespace_pattern": (),
+    "structured_outputs": (),
+    "regex": (),
+    "ebnf": (),
+    "json_schema": (),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "best_of": (1,),
+    "prompt_embeds": (),
+    "truncate_prompt_tokens": (),
+    "thinking_token_budget": (),
+    "logprob_token_ids": ([],),
+    "watermarking": (False,),
+    "repetition_detection": (),
+    "kv_transfer_params": (),
+    "lora_path": (),
+    "stop_regex": (),
+    "input_ids": (),
+    "logits_processors": (),
+    "custom_logit_processor": (),
+    "spaces_between_special_tokens": (True,),
+    "vllm_xargs": ({},),
+}
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(msgspec.Struct, kw_only=True):
+    """What a client may say about how to generate."""
+
+    model: str | None = None
+    n: Int = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: Int = None
+    max_tokens: Int = None
+    min_tokens: Int = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: Int = None
+    logit_bias: dict[str, float] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    priority: Int = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    # Refused unless they say nothing; declared so that they are seen at all.
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_whitespace_pattern: Any = None
+    structured_outputs: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    json_schema: Any = None
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    best_of: Any = None
+    prompt_embeds: Any = None
+    truncate_prompt_tokens: Any = None
+    thinking_token_budget: Any = None
+    logprob_token_ids: Any = None
+    watermarking: Any = None
+    repetition_detection: Any = None
+    kv_transfer_params: Any = None
+    lora_path: Any = None
+    stop_regex: Any = None
+    input_ids: Any = None
+    logits_processors: Any = None
+    custom_logit_processor: Any = None
+    spaces_between_special_tokens: Any = None
+    vllm_xargs: Any = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and (self.stream_options.include_usage or self.stream_options.continuous_usage_stats))
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def check(self, policy: str) -> None:
+        """Raise InvalidRequestError for what this version cannot honour and for fields that contradict one another."""
+        for name, harmless in REFUSED.items():
+            value = getattr(self, name)
+            if value is not None and value not in harmless:
+                raise not_supported(f"{name} is not supported by this version of quire", name)
+        kind = (self.response_format or {}).get("type", "text")
+        if kind != "text":
+            raise not_supported(
+                f"response_format {kind!r:.40} is not supported by this version of quire; only 'text' is", "response_format"
+            )
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError("stream_options needs stream to be true", "stream_options")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequestError("prompt_logprobs cannot be streamed", "prompt_logprobs")
+        if self.priority and policy != "priority":
+            raise InvalidRequestError("priority needs a server that runs with --scheduling-policy priority", "priority")
+        if self.cache_salt is not None and not 0 < len(self.cache_salt) <= MAX_SALT:
+            raise InvalidRequestError(f"cache_salt must have 1 to {MAX_SALT} characters", "cache_salt")
+        if self.request_id is not None and not 0 < len(self.request_id) <= 128:
+            raise InvalidRequestError("request_id must have 1 to 128 characters", "request_id")
+
+    def sampling_params(self, model: ModelInfo, logprobs: int | None, max_tokens: int | None) -> SamplingParams:
+        """The engine's parameters; what the client leaves out comes from the model's generation_config.json, then from OpenAI's defaults.
+
+        Raises InvalidRequestError for values that have no meaning; ranges are checked by SamplingParams.validate.
+        """
+        values: dict[str, Any] = {"logprobs": logprobs, "max_tokens": max_tokens, **model.generation_defaults}
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "stop_token_ids",
+            "ignore_eos",
+            "include_stop_str_in_output",
+            "skip_special_tokens",
+            "bad_words",
+            "allowed_token_ids",
+        ):
+            if getattr(self, name) is not None:
+                values[name] = getattr(self, name)
+        for name in ("n", "top_k", "seed", "min_tokens", "prompt_logprobs"):
+            value = integer(name, getattr(self, name))
+            if value is not None:
+                values[name] = value
+        values["top_k"] = int(values.get("top_k", 0))
+        if self.stop is not None:
+            values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
+        if self.logit_bias is not None:
+            values["logit_bias"] = _bias(self.logit_bias)
+        return SamplingParams(**values)
+
+
+def _bias(given: dict[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in given.items()}
+    except ValueError:
+        raise InvalidRequestError("logit_bias must map token ids to numbers", "logit_bias") from None

@@ -1,0 +1,289 @@
+"""Server-sent events written from the engine client's loop: frames are prebuilt around the text and go straight to the transport.
+
+A stream's client that reads slowly takes its response out of the direct path: text gathers, joined, until the transport has drained. One that does
+not read at all is cut off when the bound is reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import msgspec
+
+from frontend.detokenizer import TokenJson, json_inside
+from frontend.outputs import TokenLogprobs
+from frontend.stream import Stream, Work
+from frontend.tokenizer import Tokenizer
+
+MAX_BACKLOG_BYTES = 1024 * 1024
+TRANSPORT_HIGH_WATER = 256 * 1024
+STUCK_SECONDS = 60.0
+
+encode = msgspec.json.Encoder().encode
+
+
+class Shape(Protocol):
+    """How one API writes a choice: the JSON around its text and its logprobs."""
+
+    object: str
+    text_open: bytes
+    text_close: bytes
+    empty: bytes
+    first: bytes | None  # content of a first frame, before any text
+
+    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], limit: int | None, offset: int) -> bytes:
+        """JSON of tokens' logprobs; offset: characters of text before them."""
+
+
+class Sink(Protocol):
+    """The transport side of a response; aiohttp's and a test's."""
+
+    def write(self, data: bytes) -> None: ...
+
+
+class Usage:
+    """Token counts of one response over all its choices; `json` is OpenAI's object."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        self.cached_tokens: int | None = None
+
+    def json(self) -> bytes:
+        return encode(self.document())
+
+    def document(self) -> dict[str, object]:
+        details = None if self.cached_tokens is None else {"cached_tokens": self.cached_tokens}
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": details,
+        }
+
+
+class SseResponse:
+    """One HTTP response that carries the frames of one or more streams.
+
+    Closed at first: frames gather until `open`, which the handler calls once headers can go out, so that a request that is refused still gets
+    its proper status. `first` is done at the first frame or error, `done` when all streams have ended.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, chunked: bool = True) -> None:
+        """chunked: HTTP/1.1's framing; without it the connection's end ends the body."""
+        self.direct = False  # frames may go straight to `write`
+        self.chunked = chunked
+        self.first: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.error: Exception | None = None
+        self.overflowed = False
+        self.streams: list[SseStream] = []
+        self._running = 0
+        self._frames: list[bytes] = []
+        self._size = 0
+        self._sink: Sink | None = None
+        self._paused = False
+
+    def add(self, stream: SseStream) -> None:
+        self.streams.append(stream)
+        self._running += 1
+
+    def preface(self, data: bytes) -> None:
+        """A frame to go out ahead of the first token, and not before it."""
+        self._frames.append(data)
+
+    def open(self, sink: Sink) -> None:
+        """Headers are out: write what has gathered, and everything else directly."""
+        self._sink = sink
+        self._flush()
+
+    def pause(self) -> None:
+        """The transport's buffer is full."""
+        self._paused = True
+        self.direct = False
+
+    def resume(self) -> None:
+        """The transport has drained."""
+        self._paused = False
+        if self._sink is not None:
+            self._flush()
+
+    def text(self, stream: SseStream, body: bytes) -> None:
+        """Send text (the inside of a JSON string) in a frame of `stream`, or keep it for later."""
+        if self.direct:
+            self._sink.write(self._framed(stream.head + body + stream.tail))  # type: ignore[union-attr]
+            return
+        stream.backlog.append(body)
+        self._kept(len(body))
+
+    def frame(self, stream: SseStream | None, data: bytes) -> None:
+        """Send a whole frame, after the text that `stream` has kept."""
+        if self.direct:
+            self._sink.write(self._framed(data))  # type: ignore[union-attr]
+            return
+        if stream is not None:
+            self._settle(stream)
+        self._frames.append(data)
+        self._kept(len(data))
+
+    def ended(self, error: Exception | None) -> None:
+        """One stream has ended."""
+        self._running -= 1
+        if error is not None and self.error is None:
+            self.error = error
+        if not self.first.done():
+            self.first.set_result(None)
+        if not self.done.done() and (self._running == 0 or error is not None):
+            self.done.set_result(None)
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+
+    def _kept(self, size: int) -> None:
+        self._size += size
+        if not self.first.done():
+            self.first.set_result(None)
+        if self._size > MAX_BACKLOG_BYTES and not self.done.done():
+            self.overflowed = True
+            self.done.set_result(None)
+
+    def _settle(self, stream: SseStream) -> None:
+        if stream.backlog:
+            self._frames.append(stream.head + b"".join(stream.backlog) + stream.tail)
+            stream.backlog.clear()
+
+    def _flush(self) -> None:
+        assert self._sink is not None
+        for stream in self.streams:
+            self._settle(stream)
+        frames, self._frames, self._size = self._frames, [], 0
+        if frames:
+            self._sink.write(self._framed(b"".join(frames)))
+        # The write itself may have filled the transport again.
+        self.direct = not self._paused
+
+
+class SseStream(Stream):
+    """Writes its tokens into a response.
+
+    head, tail: the frame around a text, prebuilt. Tokens that are whole characters go out as prebuilt JSON, without becoming a string here.
+    """
+
+    __slots__ = (
+        "_entries",
+        "_json",
+        "_offset",
+        "_prefix",
+        "_response",
+        "_shape",
+        "_usage",
+        "_usage_each",
+        "_usage_null",
+        "_with_logprobs",
+        "backlog",
+        "choice",
+        "head",
+        "tail",
+    )
+
+    def __init__(
+        self,
+        work: Work,
+        tokenizer: Tokenizer,
+        response: SseResponse,
+        shape: Shape,
+        prefix: bytes,
+        choice: int,
+        usage: Usage,
+        include_usage: bool = False,
+        continuous_usage: bool = False,
+    ) -> None:
+        """prefix: the chunk's JSON up to its choices. choice: the index that the client sees."""
+        super().__init__(work, tokenizer)
+        self._response, self._shape, self._usage = response, shape, usage
+        self._usage_each = continuous_usage
+        self._usage_null = b',"usage":null' if include_usage else b""
+        self._prefix = b'data: %b,"choices":[{"index":%d,' % (prefix, choice)
+        self.choice = choice
+        self.head = self._prefix + shape.text_open
+        self.tail = shape.text_close + b'null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
+        self.backlog: list[bytes] = []
+        self._with_logprobs = work.params.logprobs is not None
+        self._entries: list[tuple[int, TokenLogprobs]] = []
+        self._offset = 0
+        simple = not (self._stop is not None or self._with_logprobs or continuous_usage)
+        self._json: TokenJson | None = tokenizer.json_tables.get(work.params.skip_special_tokens) if simple else None
+        response.add(self)
+        if shape.first is not None:
+            response.preface(self._chunk(shape.first, b"null", b"null"))
+
+    def begin_with(self, text: str) -> None:
+        """Text of the choice that comes before the model's, as with echo."""
+        body = self._shape.text_open + json_inside(text) + self._shape.text_close
+        self._response.preface(self._chunk(body, b"null", b"null"))
+        self._offset = len(text)
+
+    def push(self, token: int) -> bool:
+        self._usage.completion_tokens += 1
+        if self._json is not None:
+            if not self._detokenizer.pending:
+                body = self._json[token]
+                if body is not None:
+                    if body:
+                        self._response.text(self, body)
+                    return False
+            text = self.text_of(token)
+            if text:
+                self._response.text(self, json_inside(text))
+            return False
+        text = self.text_of(token)
+        if self.row is not None:
+            self._entries.append((token, self.logprobs_of(token, self.row, self.work.params.logprobs)))
+        self._send(text)
+        return self.stopped
+
+    def push_last(self, token: int) -> None:
+        self._usage.completion_tokens += 1
+        if self.row is not None:
+            self._entries.append((token, self.logprobs_of(token, self.row, self.work.params.logprobs)))
+        if self.work.params.include_stop_str_in_output:
+            self._send(self._detokenizer.feed(token))
+
+    def on_end(self) -> None:
+        if self.error is None:
+            self._send(self.last_text())
+            if self.finished is not None and self.work.index == 0:
+                self._usage.cached_tokens = (self._usage.cached_tokens or 0) + self.finished.num_cached
+            reason = encode(self.reason)
+            stop = b',"stop_reason":' + encode(self.stop_reason)
+            self._response.frame(self, self._chunk(self._shape.empty, b"null", reason + stop))
+        self._response.ended(self.error)
+
+    def _send(self, text: str) -> None:
+        """A frame for new text, with logprobs if there are any; a token that is no text yet still shows its logprobs."""
+        if not text and not self._entries:
+            return
+        if not self._with_logprobs and not self._usage_each:
+            self._response.text(self, json_inside(text))
+            return
+        logprobs = b"null"
+        if self._entries:
+            logprobs = self._shape.logprobs(self._tokenizer, self._entries, self.work.params.logprobs, self._offset)
+            self._entries = []
+        self._offset += len(text)
+        body = self._shape.text_open + json_inside(text) + self._shape.text_close
+        self._response.frame(self, self._chunk(body, logprobs, b"null"))
+
+    def _chunk(self, body: bytes, logprobs: bytes, finish: bytes) -> bytes:
+        """body: the choice's members up to the value of its logprobs."""
+        usage = b',"usage":' + self._usage.json() if self._usage_each else self._usage_null
+        return self._prefix + body + logprobs + b',"finish_reason":' + finish + b"}]" + usage + b"}\n\n"
+
+
+def event(document: bytes) -> bytes:
+    """One event with a JSON document as its data."""
+    return b"data: " + document + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"

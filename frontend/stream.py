@@ -1,0 +1,256 @@
+"""A frontend's reader of one request: what it asked for, what came, and how tokens become text.
+
+The engine client calls `push` for each new token, in order, and `end` once. What happens with the text is the subclass's business; none of
+them wakes a task per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from frontend.outputs import Logprob, RequestMetrics, TokenLogprobs
+from frontend.stop_strings import StopMatcher
+from frontend.tokenizer import Tokenizer
+from ipc.messages import Finished, FinishReason
+from ipc.sampling_params import SamplingParams
+
+REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort", FinishReason.ERROR: "error"}
+
+# (logprob, rank, top ids, top logprobs) of one token
+LogprobRow = tuple[float, int, list[int], list[float]]
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """One completion to compute: all that a Submit says, checked and tokenized. index: which of the prompt's n completions."""
+
+    request_id: str
+    index: int
+    prompt: str | None
+    prompt_ids: list[int]
+    params: SamplingParams
+    seed: int
+    arrival_ns: int
+    priority: int = 0
+    cache_salt: str = ""
+    bad_words: list[list[int]] = []
+
+
+class Stream:
+    """Base of all readers.
+
+    ids: output tokens so far, a stop token included. reason, stop_reason, error: set by `end`. finished: the scheduler's last word, None
+    when a stop string or an abort ended the stream here.
+    """
+
+    __slots__ = (
+        "_detokenizer",
+        "_stop",
+        "_tokenizer",
+        "error",
+        "finished",
+        "first_ns",
+        "handle",
+        "ids",
+        "last_ns",
+        "prompt_rows",
+        "reason",
+        "row",
+        "stop_reason",
+        "work",
+    )
+
+    def __init__(self, work: Work, tokenizer: Tokenizer) -> None:
+        self.work = work
+        self.handle = 0
+        self.ids: list[int] = []
+        self.first_ns = 0
+        self.last_ns = 0
+        self.row: LogprobRow | None = None  # logprobs of the token that is being pushed
+        self.prompt_rows: dict[int, LogprobRow] = {}
+        self.reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.error: Exception | None = None
+        self.finished: Finished | None = None
+        self._tokenizer = tokenizer
+        params = work.params
+        self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens)
+        self._stop = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
+
+    # called by the engine client
+
+    def push(self, token: int) -> bool:
+        """The next token, already in `ids`. True when a stop string has ended the text."""
+        raise NotImplementedError
+
+    def push_last(self, token: int) -> None:
+        """The stop token that ended the request, already in `ids`; it is no text unless stop strings are."""
+        raise NotImplementedError
+
+    def end(self, reason: str, finished: Finished | None = None, error: Exception | None = None) -> None:
+        """Nothing more comes."""
+        self.reason, self.finished, self.error = reason, finished, error
+        if finished is not None and finished.stop_token >= 0 and finished.stop_token in self.work.params.stop_token_ids:
+            self.stop_reason = finished.stop_token
+        elif self._stop is not None and self._stop.matched is not None:
+            self.stop_reason = self._stop.matched
+        self.on_end()
+
+    def on_end(self) -> None:
+        """What the subclass does with the end."""
+        raise NotImplementedError
+
+    # for subclasses
+
+    def text_of(self, token: int) -> str:
+        """Text that may go out after `token`; check `stopped` after it."""
+        text = self._detokenizer.feed(token)
+        if self._stop is None or len(self.ids) <= self.work.params.min_tokens:
+            return text
+        return self._stop.feed(text) if text else text
+
+    def last_text(self) -> str:
+        """Text that was held back; call once, at the end."""
+        if self._stop is None:
+            return self._detokenizer.finish()
+        if self._stop.matched is not None:
+            return ""
+        text = self._stop.feed(self._detokenizer.finish())
+        return text if self._stop.matched is not None else text + self._stop.finish()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop is not None and self._stop.matched is not None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return None if self.finished is None else self.finished.num_cached
+
+    def logprobs_of(self, token: int, row: LogprobRow, limit: int | None) -> TokenLogprobs:
+        """The chosen token first, then the `limit` most likely, by id."""
+        logprob, rank, top_ids, top_logprobs = row
+        text = self._tokenizer.token_text
+        tops = {top: (value, place) for place, (top, value) in enumerate(zip(top_ids[: limit or 0], top_logprobs), 1) if top >= 0}
+        found = {token: Logprob(tops[token][0] if token in tops else logprob, rank, text(token))}
+        for top, (value, place) in tops.items():
+            if top != token:
+                found[top] = Logprob(value, place, text(top))
+        return found
+
+    def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
+        """One entry per prompt token, None for the first; None if they were not asked for."""
+        limit = self.work.params.prompt_logprobs
+        if limit is None:
+            return None
+        found: list[TokenLogprobs | None] = [None]
+        for position in range(1, len(self.work.prompt_ids)):
+            row = self.prompt_rows.get(position)
+            found.append(None if row is None else self.logprobs_of(self.work.prompt_ids[position], row, limit))
+        return found
+
+    def metrics(self) -> RequestMetrics:
+        queued = self.finished.queued_ns if self.finished is not None else 0
+        return RequestMetrics(self.work.arrival_ns * 1e-9, self.first_ns * 1e-9, self.last_ns * 1e-9, queued * 1e-9)
+
+
+class Gather:
+    """Waits for several streams with one future: it is done when all have ended, or fails with the first error."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+        self._left = count
+
+    def ended(self, error: Exception | None) -> None:
+        self._left -= 1
+        if self.future.done():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        elif self._left == 0:
+            self.future.set_result(None)
+
+
+class CollectStream(Stream):
+    """Keeps everything for one answer at the end. Without stop strings, text is made once, from all tokens."""
+
+    __slots__ = ("_gather", "_parts", "logprobs", "text")
+
+    def __init__(self, work: Work, tokenizer: Tokenizer, gather: Gather) -> None:
+        super().__init__(work, tokenizer)
+        self._gather = gather
+        self._parts: list[str] = []
+        self.logprobs: list[TokenLogprobs] | None = [] if work.params.logprobs is not None else None
+        self.text = ""
+
+    def push(self, token: int) -> bool:
+        if self.row is not None:
+            self._keep_logprobs(token)
+        if self._stop is None:
+            return False
+        self._parts.append(self.text_of(token))
+        return self._stop.matched is not None
+
+    def push_last(self, token: int) -> None:
+        if self.row is not None:
+            self._keep_logprobs(token)
+        if self._stop is not None and self.work.params.include_stop_str_in_output:
+            self._parts.append(self._detokenizer.feed(token))
+
+    def on_end(self) -> None:
+        if self.error is None:
+            if self._stop is not None:
+                self.text = "".join(self._parts) + self.last_text()
+            else:
+                ids, params = self.ids, self.work.params
+                if self.finished is not None and self.finished.stop_token >= 0 and not params.include_stop_str_in_output:
+                    ids = ids[:-1]
+                self.text = self._tokenizer.decode(ids, params.skip_special_tokens)
+        self._gather.ended(self.error)
+
+    def _keep_logprobs(self, token: int) -> None:
+        assert self.row is not None and self.logprobs is not None
+        self.logprobs.append(self.logprobs_of(token, self.row, self.work.params.logprobs))
+
+
+class DeltaStream(Stream):
+    """Gathers what is new since the reader last looked, and rings a bell that its reader waits for."""
+
+    __slots__ = ("_bell", "_new_ids", "_new_logprobs", "_parts")
+
+    def __init__(self, work: Work, tokenizer: Tokenizer, bell: Callable[[], Any]) -> None:
+        super().__init__(work, tokenizer)
+        self._bell = bell
+        self._parts: list[str] = []
+        self._new_ids: list[int] = []
+        self._new_logprobs: list[TokenLogprobs] = []
+
+    def push(self, token: int) -> bool:
+        self._keep(token)
+        text = self.text_of(token)
+        if text:
+            self._parts.append(text)
+        self._bell()
+        return self.stopped
+
+    def push_last(self, token: int) -> None:
+        self._keep(token)
+        if self.work.params.include_stop_str_in_output:
+            self._parts.append(self._detokenizer.feed(token))
+
+    def on_end(self) -> None:
+        self._parts.append(self.last_text())
+        self._bell()
+
+    def take(self) -> tuple[str, list[int], list[TokenLogprobs] | None]:
+        """Text, ids and logprobs since the last call."""
+        taken = "".join(self._parts), self._new_ids, self._new_logprobs if self.work.params.logprobs is not None else None
+        self._parts, self._new_ids, self._new_logprobs = [], [], []
+        return taken
+
+    def _keep(self, token: int) -> None:
+        self._new_ids.append(token)
+        if self.row is not None:
+            self._new_logprobs.append(self.logprobs_of(token, self.row, self.work.params.logprobs))

@@ -1,0 +1,106 @@
+"""The worker's persistent batch: what it remembers of each row between steps, and the inputs of one step made from it.
+
+Rows are places (docs/architecture.md): a request keeps one for its life, plans carry only what changed. Everything here is numpy over
+whole columns; nothing loops over rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ipc.arena import Dimensions, PlanColumns, PlanHeader, RowFlag
+from ipc.errors import ProtocolError
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step over n scheduled rows with T new tokens in all, in row order.
+
+    rows int64[n]: places in the batch. num_new, start, seq_lens int64[n]: new tokens, tokens before them, both together.
+    flags int32[n]: RowFlag. query_starts int64[n + 1]: where each row's tokens begin. row_of_token int64[T]: index into rows.
+    token_ids, positions, slots int64[T]. sample_at int64[s]: which of the n rows sample. block_tables int32[n, blocks_per_row].
+    """
+
+    rows: I64
+    num_new: I64
+    start: I64
+    seq_lens: I64
+    flags: I32
+    query_starts: I64
+    row_of_token: I64
+    token_ids: I64
+    positions: I64
+    slots: I64
+    sample_at: I64
+    block_tables: I32
+
+
+class Batch:
+    """block_tables int32[rows, blocks_per_row], last_token int64[rows]: the token last sampled for each row."""
+
+    def __init__(self, dimensions: Dimensions, block_size: int, vocab_size: int) -> None:
+        self.block_tables = np.zeros((dimensions.rows, dimensions.blocks_per_row), np.int32)
+        self.last_token = np.zeros(dimensions.rows, np.int64)
+        self._block_size = block_size
+        self._vocab_size = vocab_size
+
+    def update(self, plan: PlanColumns) -> None:
+        """Apply the plan's block-table deltas."""
+        count = int(plan.header[PlanHeader.NUM_BLOCK_UPDATES])
+        if count:
+            self.block_tables[plan.block_row[:count], plan.block_index[:count]] = plan.block_id[:count]
+
+    def inputs(self, plan: PlanColumns) -> StepInputs:
+        """The step's columns. Raises ProtocolError if the plan contradicts itself or holds an id that is no token."""
+        count = int(plan.header[PlanHeader.NUM_ROWS])
+        rows = plan.row[:count].astype(np.int64)
+        num_new = plan.num_new[:count].astype(np.int64)
+        start = plan.start[:count].astype(np.int64)
+        flags = plan.flags[:count].copy()
+        query_starts = np.zeros(count + 1, np.int64)
+        np.cumsum(num_new, out=query_starts[1:])
+        total = int(query_starts[-1])
+        if total != plan.header[PlanHeader.NUM_TOKENS]:
+            raise ProtocolError(f"the plan's rows have {total} new tokens, its header says {plan.header[PlanHeader.NUM_TOKENS]}")
+        row_of_token = np.repeat(np.arange(count), num_new)
+        positions = np.arange(total) + (start - query_starts[:-1])[row_of_token]
+        tables = self.block_tables[rows]
+        block, offset = np.divmod(positions, self._block_size)
+        return StepInputs(
+            rows=rows,
+            num_new=num_new,
+            start=start,
+            seq_lens=start + num_new,
+            flags=flags,
+            query_starts=query_starts,
+            row_of_token=row_of_token,
+            token_ids=self._token_ids(plan, rows, flags, row_of_token),
+            positions=positions,
+            slots=tables[row_of_token, block].astype(np.int64) * self._block_size + offset,
+            sample_at=np.flatnonzero(flags & RowFlag.SAMPLE),
+            block_tables=tables,
+        )
+
+    def remember(self, rows: I64, tokens: npt.NDArray[np.integer]) -> None:
+        """Keep the tokens just sampled for `rows`, for plans that say DEVICE_TOKEN."""
+        self.last_token[rows] = tokens
+
+    def _token_ids(self, plan: PlanColumns, rows: I64, flags: I32, row_of_token: I64) -> I64:
+        from_device: Bool = (flags & RowFlag.DEVICE_TOKEN) != 0
+        given = plan.token_ids[: int(plan.header[PlanHeader.NUM_TOKEN_IDS])]
+        ids = np.empty(len(row_of_token), np.int64)
+        of_device = from_device[row_of_token]
+        if len(ids) - np.count_nonzero(of_device) != len(given):
+            raise ProtocolError(f"the plan gives {len(given)} token ids for {len(ids) - np.count_nonzero(of_device)} tokens")
+        if given.size and (given.min() < 0 or given.max() >= self._vocab_size):
+            raise ProtocolError(f"the plan holds a token id outside 0 .. {self._vocab_size - 1}")
+        ids[~of_device] = given
+        ids[of_device] = self.last_token[rows[row_of_token[of_device]]]
+        return ids

@@ -1,0 +1,103 @@
+"""The CPU: torch's OpenMP threads, bf16 weights packed by oneDNN, KV memory that is only taken when touched."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gpu_workers.attention.cpu_decode import DecodeKernel
+from gpu_workers.attention.cpu_paged import CPUPagedAttention
+from gpu_workers.device.base import AttentionShape, PackedLinear
+from ipc.config import Config
+
+if TYPE_CHECKING:
+    from gpu_workers.attention import Attention
+    from gpu_workers.kv_cache import KVCache
+    from gpu_workers.models.spec import DecoderSpec
+
+log = logging.getLogger(__name__)
+
+KV_BYTES_MOST = 4 * 2**30
+KV_SHARE_OF_FREE = 0.25
+# oneDNN picks the blocked layout for this many rows; it serves other counts as well (measured, 1 to 256 rows).
+PACK_FOR_ROWS = 64
+
+
+class CPUDevice:
+    """See device/base.py for the methods."""
+
+    name = "cpu"
+    torch_device = torch.device("cpu")
+    collectives = "gloo"
+
+    def __init__(self, config: Config) -> None:
+        self.num_workers = config.parallel.tensor_parallel_size
+        self.threads = config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // self.num_workers)
+        self._decode: DecodeKernel | None = None
+        torch.set_num_threads(self.threads)
+        torch.set_grad_enabled(False)
+
+    def dtype(self, wanted: str, checkpoint: torch.dtype) -> torch.dtype:
+        if wanted == "auto":
+            return torch.bfloat16 if checkpoint == torch.float16 else checkpoint
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+
+    def kv_cache_bytes(self, wanted: int | None) -> int:
+        return wanted if wanted is not None else min(KV_BYTES_MOST, int(available_memory() * KV_SHARE_OF_FREE) // self.num_workers)
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        # numpy's zeros come from calloc: the kernel gives pages when they are first written. torch.zeros would touch them all.
+        raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, np.uint8)
+        return torch.from_numpy(raw).view(dtype).view(shape)
+
+    def pack_linear(self, weight: torch.Tensor) -> PackedLinear | None:
+        if weight.dtype != torch.bfloat16 or not _can_pack():
+            return None
+        return _MkldnnLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACK_FOR_ROWS))
+
+    def prepare(self, shape: AttentionShape) -> None:
+        self._decode = DecodeKernel(shape, self.threads)
+
+    def attention(self, spec: DecoderSpec, cache: KVCache) -> Attention:
+        assert self._decode is not None
+        return CPUPagedAttention(spec, cache, self._decode)
+
+
+class _MkldnnLinear:
+    """A bf16 weight in oneDNN's blocked layout: reads at memory speed where the plain layout reaches two thirds (FACTS.md)."""
+
+    def __init__(self, packed: torch.Tensor) -> None:
+        self._packed = packed
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return self._multiply(x, self._packed, bias, "none", [], "")
+
+
+def _can_pack() -> bool:
+    """Whether this build of torch has the operators, and this CPU instructions that make bf16 products worth it."""
+    operators = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(operators, "_reorder_linear_weight")
+        and hasattr(operators, "_linear_pointwise")
+        and hasattr(operators, "_is_mkldnn_bf16_supported")
+        and bool(operators._is_mkldnn_bf16_supported())
+    )
+
+
+def available_memory() -> int:
+    """Bytes this process can take: the machine's MemAvailable, or what its cgroup still allows where that is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
+            free = min(free, max(0, int(limit.read()) - int(used.read())))
+    except (OSError, ValueError, StopIteration):
+        pass  # no cgroup limit ("max"), or not Linux: what we have so far holds
+    return free

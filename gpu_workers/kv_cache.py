@@ -1,0 +1,51 @@
+"""The KV tensors of one worker, in blocks.
+
+Per layer one K and one V tensor [num_blocks, kv_heads, block_size, head_dim]: a (block, head) pair is one contiguous run, which is
+what a kernel that works on one row and one KV head reads. All of it starts as zeros, because a masked garbage NaN times
+zero would still be NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gpu_workers.device.base import Device
+from ipc.arena import Dimensions
+from ipc.config import Config, parse_bytes
+from ipc.errors import ConfigError
+
+
+class KVCache:
+    """k[layer], v[layer]: [num_blocks, kv_heads, block_size, head_dim]. Written by the attention backend alone."""
+
+    def __init__(
+        self, device: Device, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype
+    ) -> None:
+        shape = (num_blocks, num_kv_heads, block_size, head_dim)
+        self.num_blocks, self.block_size, self.num_kv_heads, self.head_dim = num_blocks, block_size, num_kv_heads, head_dim
+        self.k = [device.zeros(shape, dtype) for _ in range(num_layers)]
+        self.v = [device.zeros(shape, dtype) for _ in range(num_layers)]
+
+    def scrub(self, blocks: torch.Tensor) -> None:
+        """Make the blocks' contents finite again, so that whoever gets them next cannot meet a NaN of their last owner."""
+        for cache in (*self.k, *self.v):
+            cache[blocks] = torch.nan_to_num(cache[blocks], nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def bytes_per_block(num_layers: int, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes one block takes over all layers, K and V."""
+    return 2 * num_layers * num_kv_heads * block_size * head_dim * dtype.itemsize
+
+
+def affordable_blocks(config: Config, device: Device, block_bytes: int, dimensions: Dimensions) -> int:
+    """How many blocks this worker can hold: as its memory allows, and never more than the whole batch could use.
+
+    Raises ConfigError when not even one block fits.
+    """
+    most = dimensions.rows * dimensions.blocks_per_row + 1
+    if config.cache.num_blocks:
+        return min(most, config.cache.num_blocks)
+    memory = device.kv_cache_bytes(parse_bytes(config.cache.kv_cache_memory))
+    if memory < block_bytes:
+        raise ConfigError(f"kv_cache_memory of {memory} bytes cannot hold one KV block of {block_bytes} bytes")
+    return min(most, memory // block_bytes)

@@ -1,0 +1,116 @@
+"""The worker's loop: joins the scheduler, loads the model, executes plans as their doorbells ring."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from gpu_workers import collectives, kv_cache
+from gpu_workers.device import open_device
+from gpu_workers.models.load import load
+from gpu_workers.runner import ModelRunner
+from ipc.actor import Actor
+from ipc.arena import PlanHeader, ResultHeader, Stat
+from ipc.channels import Channel
+from ipc.config import ChildSpec
+from ipc.errors import ProtocolError
+from ipc.messages import Drain, Drained, KVReady, KVSize, SchedulerToWorker, StepPlan, StepResult, WorkerReady
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.2
+
+
+class Worker(Actor):
+    """One rank. Everything happens on the loop, in the doorbell's handler, so steps run strictly in the order they were rung."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        super().__init__(spec)
+        self.rank, self.num_ranks = spec.index, spec.config.parallel.tensor_parallel_size
+        self._scheduler: Channel[Any] | None = None
+        self._runner: ModelRunner | None = None
+        self._last_progress = 0.0
+        self._num_blocks = self._block_bytes = 0
+
+    async def start(self) -> None:
+        self._connect()
+        started = time.monotonic()
+        config = self.spec.config
+        self.device = open_device(self.spec.device, self.rank, config)
+        self.ranks = collectives.join(self.rank, self.num_ranks, self.device.collectives, self._rendezvous())
+        self.model = load(config, self.spec.model, self.device, self.ranks, self._progress)
+        spec, heads = self.model.spec, self.model.heads
+        self._block_bytes = kv_cache.bytes_per_block(
+            spec.num_layers, heads.num_kv, config.cache.block_size, spec.head_dim, self.model.dtype
+        )
+        self._num_blocks = kv_cache.affordable_blocks(config, self.device, self._block_bytes, self.arena.dimensions)
+        log.info(
+            "%s in %s loaded in %.1f s on %s", self.spec.model.architecture, str(self.model.dtype).removeprefix("torch."),
+            time.monotonic() - started, self.device.name,
+        )  # fmt: skip
+        self._announce()
+
+    async def stop(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.close()
+
+    def on_drain(self, message: Drain) -> None:
+        # A step is computed where its doorbell is handled, so between two messages nothing is in flight here.
+        self.supervisor.send(Drained(self.spec.role, self.spec.index))
+
+    def heartbeat(self) -> None:
+        super().heartbeat()
+        self.status[Stat.DROPPED_FRAMES] = self._scheduler.dropped if self._scheduler is not None else 0
+
+    def _connect(self) -> None:
+        spec = self.spec
+        self._scheduler = Channel.dealer(self.context, spec.address("workers"), spec.identity, SchedulerToWorker, spec.scheduler_epoch)
+        self._scheduler.attach(self.loop, self._on_scheduler)
+
+    def _announce(self) -> None:
+        assert self._scheduler is not None
+        self._scheduler.send(WorkerReady(self.rank, self._num_blocks, self._block_bytes))
+
+    def _rendezvous(self) -> str:
+        # All ranks of one group life share an epoch (quire/supervisor.py), and no other group ever has it.
+        return f"{self.spec.runtime_dir}/ranks-{self.spec.epoch}"
+
+    def _progress(self, done: int, total: int) -> None:
+        """Show that loading goes on: to the user a few times a second, to the supervisor as a heartbeat."""
+        now = time.monotonic()
+        if done == total or now - self._last_progress > PROGRESS_SECONDS:
+            self._last_progress = now
+            self.heartbeat()
+            self.loading("weights", done, total)
+
+    def _on_scheduler(self, _peer: str, message: Any) -> None:
+        match message:
+            case StepPlan():
+                self._step(message)
+            case KVSize():
+                self._allocate(message.num_blocks)
+
+    def _allocate(self, num_blocks: int) -> None:
+        assert self._scheduler is not None
+        self._runner = ModelRunner(
+            self.model, self.device, self.ranks, self.arena.dimensions, self.spec.config.cache.block_size, num_blocks
+        )
+        self._scheduler.send(KVReady(self.rank))
+        self.ready(f"{num_blocks} KV blocks, {num_blocks * self._block_bytes / 2**20:.0f} MiB")
+
+    def _step(self, doorbell: StepPlan) -> None:
+        if self._runner is None or self._scheduler is None:
+            raise ProtocolError(f"the plan of step {doorbell.step} came before KVSize")
+        began = time.monotonic_ns()
+        plan, result = self.arena.plans[doorbell.slot], self.arena.results[doorbell.slot]
+        plan.check_step(doorbell.step)
+        self._runner.step(plan, result)
+        took = time.monotonic_ns() - began
+        self.status[Stat.STEPS] += 1
+        self.status[Stat.FORWARD_NS] += took
+        self.status[Stat.STEP_TOKENS] += plan.header[PlanHeader.NUM_TOKENS]
+        if self.rank == 0:
+            result.header[ResultHeader.STEP] = doorbell.step
+            result.header[ResultHeader.FORWARD_NS] = took
+            self._scheduler.send(StepResult(doorbell.step, doorbell.slot))

@@ -1,0 +1,181 @@
+"""`AsyncLLM`: the engine for programs with an event loop: outputs arrive as they grow."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from frontend.engine_client import EngineClient
+from frontend.outputs import CompletionOutput, RequestOutput
+from frontend.tokenizer import Tokenizer
+from ipc.config import Config, ModelInfo
+from ipc.errors import EngineDeadError
+from ipc.sampling_params import SamplingParams
+from quire.engine import EmbeddedEngine
+from quire.prompts import Message, default_params, one
+
+
+class AsyncLLM:
+    """One engine, as `LLM`, for use from any event loop: `async with AsyncLLM(...) as llm`, or `await AsyncLLM.start(...)` and `close`.
+
+    Arguments and errors are those of `LLM`. The engine starts when the context is entered.
+    """
+
+    _engine: EmbeddedEngine
+
+    def __init__(self, model: str = "", **settings: Any) -> None:
+        self._model, self._settings = model, settings
+
+    @classmethod
+    async def start(cls, model: str = "", **settings: Any) -> AsyncLLM:
+        """A started engine, made without blocking the loop."""
+        return await cls(model, **settings).__aenter__()
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+        return self._engine.config
+
+    @property
+    def model(self) -> ModelInfo:
+        """What is known of the model: its name, length, vocabulary size and recommended sampling."""
+        return self._engine.model
+
+    async def generate(
+        self,
+        prompt: str | list[int] | Mapping[str, Any],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        delta: bool = False,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Complete one prompt; each output holds all text and tokens so far, or with `delta` what is new. The last one is `finished`.
+
+        Leaving the iterator early aborts the request. Raises InvalidRequestError, QueueFullError, RequestFailedError, EngineDeadError.
+        """
+        params = sampling_params or default_params(self._engine.model)
+        name = request_id or f"req-{secrets.token_hex(8)}"
+        arrivals: asyncio.Queue[RequestOutput | BaseException | None] = asyncio.Queue()
+        here = asyncio.get_running_loop()
+        whole = _Whole()
+        work = self._engine.submit(_pump(self._engine.client, one(prompt), params, name, priority, cache_salt, here, arrivals))
+        work.add_done_callback(lambda _: _tell(here, arrivals, None))
+        finished = False
+        try:
+            while (arrived := await arrivals.get()) is not None:
+                if isinstance(arrived, BaseException):
+                    raise arrived
+                finished = arrived.finished
+                yield arrived if delta else whole.add(arrived)
+            if not finished:
+                raise EngineDeadError(self._engine.dead or f"request {name} was ended by the engine")
+        finally:
+            work.cancel()
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        delta: bool = False,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Answer one conversation through the model's chat template; otherwise as `generate`."""
+        text, ids = await asyncio.to_thread(
+            self.get_tokenizer().encode_messages,
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **(chat_template_kwargs or {}),
+        )
+        outputs = self.generate(ids, sampling_params, request_id, priority=priority, cache_salt=cache_salt, delta=delta)
+        try:
+            async for output in outputs:
+                output.prompt = text
+                yield output
+        finally:
+            await outputs.aclose()
+
+    async def abort(self, request_id: str) -> None:
+        """Stop a request; its iterator ends with finish reason 'abort'. An unknown id is ignored."""
+        await asyncio.wrap_future(self._engine.submit(self._engine.client.abort(request_id)))
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer: encode, decode, apply_chat_template."""
+        return self._engine.client.tokenizer
+
+    async def close(self) -> None:
+        """End the engine's processes. Happens by itself when the object is collected or the program ends."""
+        await asyncio.to_thread(self._engine.close)
+
+    async def __aenter__(self) -> AsyncLLM:
+        self._engine = await asyncio.to_thread(EmbeddedEngine, self._model, self._settings)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.close()
+
+
+class _Whole:
+    """Puts a stream's deltas together. Each output given out is a snapshot that later ones do not change."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[int, CompletionOutput] = {}
+
+    def add(self, delta: RequestOutput) -> RequestOutput:
+        for new in delta.outputs:
+            old = self._outputs.get(new.index)
+            if old is None:
+                self._outputs[new.index] = new
+                continue
+            self._outputs[new.index] = CompletionOutput(
+                index=new.index,
+                text=old.text + new.text,
+                token_ids=old.token_ids + new.token_ids,
+                logprobs=old.logprobs if new.logprobs is None else [*(old.logprobs or []), *new.logprobs],
+                finish_reason=new.finish_reason,
+                stop_reason=new.stop_reason,
+            )
+        delta.outputs = [self._outputs[index] for index in sorted(self._outputs)]
+        return delta
+
+
+async def _pump(
+    client: EngineClient,
+    prompt: str | list[int],
+    params: SamplingParams,
+    request_id: str,
+    priority: int,
+    salt: str,
+    there: asyncio.AbstractEventLoop,
+    arrivals: asyncio.Queue[RequestOutput | BaseException | None],
+) -> None:
+    """Runs on the engine's loop; hands each output over to the caller's."""
+    try:
+        async for output in client.stream(prompt, params, request_id=request_id, priority=priority, cache_salt=salt):
+            _tell(there, arrivals, output)
+    except Exception as error:
+        _tell(there, arrivals, error)
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop,
+    arrivals: asyncio.Queue[RequestOutput | BaseException | None],
+    what: RequestOutput | BaseException | None,
+) -> None:
+    try:
+        loop.call_soon_threadsafe(arrivals.put_nowait, what)
+    except RuntimeError:  # the caller's loop has ended, and nobody waits
+        pass

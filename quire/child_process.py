@@ -1,0 +1,153 @@
+"""One child as its supervisor sees it: how it is started, whether it lives, and what it said last."""
+
+from __future__ import annotations
+
+import os
+import signal
+import site
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ipc.arena import I64, Stat, State
+from ipc.config import ChildSpec
+from ipc.errors import EngineDeadError
+from quire.packages import ROOT
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds without a heartbeat after which a process counts as hung: `idle` when it also used no CPU time, `busy` when it did."""
+
+    idle: float
+    busy: float
+
+
+# The loops of scheduler and frontend never block for long. A worker may be inside one long step, or read weights.
+RUNNING = {
+    "scheduler": Patience(idle=10.0, busy=30.0),
+    "frontend": Patience(idle=10.0, busy=30.0),
+    "worker": Patience(idle=60.0, busy=600.0),
+}
+# Imports from a cold disk, tokenizer and weights: long is fine as long as something moves.
+STARTING = Patience(idle=120.0, busy=1800.0)
+
+# -P keeps the working directory out of sys.path: a file `ipc.py` of the user's must not become ours.
+COMMAND = ["-P", "-m", "quire.child"]
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Child:
+    """A started process. `introduced`: its Hello came, so messages reach it."""
+
+    spec: ChildSpec
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    status: I64
+    introduced: bool = False
+    ready: bool = False
+    drained: bool = False
+    condemned: str = ""
+    fatal: str = ""
+    user_error: bool = False
+    last_sign: float = field(default_factory=time.monotonic)
+    _last_cpu: float = 0.0
+    _last_cpu_sign: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> str:
+        return self.spec.role if self.spec.role == "scheduler" else f"{self.spec.role} {self.spec.index}"
+
+    def kill(self, why: str) -> None:
+        """SIGKILL it; `why` is what the log will say of its end."""
+        self.condemned = self.condemned or why
+        self.process.kill()
+
+    def sign_of_life(self) -> None:
+        """It sent a message, or the supervisor itself was asleep and cannot know better."""
+        self.last_sign = self._last_cpu_sign = time.monotonic()
+
+    def overdue(self, now: float) -> str:
+        """Why this process counts as hung; '' if it does not."""
+        if self.status[Stat.EPOCH] == self.spec.epoch:
+            self.last_sign = max(self.last_sign, int(self.status[Stat.HEARTBEAT_NS]) / 1e9)
+        silent = now - self.last_sign
+        patience = RUNNING[self.spec.role] if self.ready else STARTING
+        if silent < patience.idle / 2:
+            return ""
+        cpu = cpu_seconds(self.process.pid)
+        if cpu > self._last_cpu:
+            self._last_cpu, self._last_cpu_sign = cpu, now
+        if silent > patience.busy:
+            return f"gave no heartbeat for {silent:.0f} s"
+        if silent > patience.idle and now - self._last_cpu_sign > patience.idle / 2:
+            return f"gave no heartbeat and did nothing for {silent:.0f} s"
+        return ""
+
+    def end_of_life(self) -> str:
+        """How it ended, for people; call after the process was reaped."""
+        if self.fatal:
+            return self.fatal
+        code = self.process.returncode
+        if self.condemned:
+            return f"the {self.name} {self.condemned} and was killed"
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
+            hint = " (the kernel does this when memory runs out)" if name == "SIGKILL" else ""
+            return f"the {self.name} was ended by {name}{hint}"
+        return f"the {self.name} ended with exit code {code}; the lines above may say why"
+
+    def release(self) -> None:
+        """Close the descriptor and clear the status record, so that nobody takes its last words for a living process's."""
+        os.close(self.pidfd)
+        if self.status[Stat.EPOCH] == self.spec.epoch:
+            self.status[Stat.STATE] = State.ABSENT
+
+
+def start(spec: ChildSpec, status: I64) -> Child:
+    """Start `python -m quire.child` for `spec`, whose descriptors it inherits under the same numbers. Raises EngineDeadError."""
+    if not sys.executable:
+        raise EngineDeadError("this Python does not know its own executable (sys.executable is empty), so no process can be started")
+    fd = os.memfd_create("quire-spec", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, msgspec.json.encode(spec))
+        environment = os.environ | {"QUIRE_SPEC_FD": str(fd), "QUIRE_SUPERVISOR_PID": str(os.getpid()), "PYTHONPATH": _python_path()}
+        process = subprocess.Popen(
+            [sys.executable, *COMMAND],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            pass_fds=(fd, *spec.fds.values()),
+            # A group of its own: Ctrl-C in a terminal or a notebook reaches the supervisor alone, which then ends the children in order.
+            process_group=0,
+        )
+    except OSError as error:
+        raise EngineDeadError(f"cannot start a process for the {spec.role}: {error.strerror}") from None
+    finally:
+        os.close(fd)
+    return Child(spec, process, os.pidfd_open(process.pid), status)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time a process has used, all threads; 0.0 when it is gone. Source: proc(5), fields utime and stime."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            after_name = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(after_name[11]) + int(after_name[12])) / _TICKS_PER_SECOND
+
+
+def _python_path() -> str:
+    """PYTHONPATH under which a child finds the quire that runs here.
+
+    An installed quire is found anyway; naming site-packages would put it before the standard library.
+    """
+    inherited = os.environ.get("PYTHONPATH", "")
+    if ROOT in (*site.getsitepackages(), site.getusersitepackages()):
+        return inherited
+    return os.pathsep.join([ROOT, inherited] if inherited else [ROOT])

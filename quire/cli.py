@@ -1,0 +1,96 @@
+"""The command `quire`. Each subcommand imports what it needs when it runs, so that the rest starts at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+STARTED = time.monotonic()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 after a crash, 2 for what the user can put right."""
+    from quire import packages
+
+    try:
+        packages.check()
+    except ImportError as error:
+        print(f"quire: {error}", file=sys.stderr)
+        return 2
+    words = sys.argv[1:] if arguments is None else arguments
+    parsed = _parser(benchmarks=words[:1] == ["bench"]).parse_args(words)
+    from ipc.errors import ConfigError, QuireError
+
+    try:
+        return int(parsed.run(parsed))
+    except ConfigError as error:
+        print(f"quire: {error}", file=sys.stderr)
+        return 2
+    except QuireError as error:
+        print(f"quire: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(benchmarks: bool) -> argparse.ArgumentParser:
+    """benchmarks: with the flags of `quire bench`, whose modules nobody else needs."""
+    from quire import settings_flags
+
+    parser = settings_flags.Parser(prog="quire", description="Serve large language models.", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=settings_flags.Parser)
+    serve = commands.add_parser("serve", help="run the HTTP server", description="Run the HTTP server.", allow_abbrev=False)
+    serve.add_argument("positional_model", nargs="?", metavar="MODEL", help="directory or hub id; none serves the bundled demo model")
+    settings_flags.add(serve)
+    serve.set_defaults(run=_serve)
+    about = "Talk to a model in the terminal."
+    chat = commands.add_parser("chat", help="talk to a model in the terminal", description=about, allow_abbrev=False)
+    chat.add_argument("positional_model", nargs="?", metavar="MODEL", help="directory or hub id; none takes the bundled demo model")
+    chat.add_argument("--url", help="talk to the server at this address instead of starting an engine")
+    chat.add_argument("--system", metavar="TEXT", help="system message to begin with")
+    chat.add_argument("--max-tokens", type=int, metavar="N", help="longest answer; default: the rest of the context")
+    chat.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; default: what the model recommends")
+    settings_flags.add(chat)
+    chat.set_defaults(run=_chat)
+    bench = commands.add_parser("bench", help="measure speed", description="Measure speed.", allow_abbrev=False)
+    if benchmarks:
+        from quire.benchmarks.cli import add_commands
+
+        add_commands(bench.add_subparsers(metavar="COMMAND", required=True, parser_class=settings_flags.Parser))
+    commands.add_parser("version", help="print the version").set_defaults(run=_version)
+    parser.add_argument("--version", action="version", version=_version_text(), help=argparse.SUPPRESS)
+    return parser
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    from quire import settings_flags
+    from quire.serve import serve
+
+    return serve(settings_flags.collect(parsed), STARTED)
+
+
+def _chat(parsed: argparse.Namespace) -> int:
+    from quire import chat, settings_flags
+
+    config = settings_flags.collect(parsed)
+    request = chat.Settings(system=parsed.system or "", max_tokens=parsed.max_tokens, temperature=parsed.temperature)
+    if parsed.url:
+        keys = config.server.api_key
+        return chat.talk(chat.HttpBackend(parsed.url, keys[0] if keys else "", config.model.model), request)
+    return chat.talk(chat.EngineBackend(settings_flags.given(parsed)), request)
+
+
+def _version(_parsed: argparse.Namespace) -> int:
+    print(_version_text())
+    return 0
+
+
+def _version_text() -> str:
+    from quire.version import __version__
+
+    return f"quire {__version__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""`LLM`: the engine as a Python object, for programs that have their prompts and wait for the answers."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from frontend.outputs import RequestOutput
+from frontend.tokenizer import Tokenizer
+from ipc.config import Config
+from ipc.sampling_params import SamplingParams
+from quire import offline
+from quire.engine import EmbeddedEngine
+from quire.prompts import Message, Prompt, Prompts, as_list, conversations, default_params, params_for
+
+
+class LLM:
+    """One engine with its own scheduler and worker processes.
+
+    model: a directory, a hub id, or empty for the bundled demo model. settings: the server's settings by field name, as
+    max_model_len=4096; QUIRE_* variables hold for what is not given. Returns when the engine is ready.
+
+    Raises ConfigError for a setting or model that cannot be used, EngineDeadError when a process fails. May be called from any thread and
+    from a notebook; it blocks its caller, so inside a running event loop use AsyncLLM.
+    """
+
+    def __init__(self, model: str = "", **settings: Any) -> None:
+        self._engine = EmbeddedEngine(model, settings)
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+        return self._engine.config
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many (texts or lists of token ids); the outputs are in the order of the prompts.
+
+        sampling_params: one for all prompts or one for each; None takes what the model recommends, with max_tokens 16.
+        Raises InvalidRequestError for the first prompt or parameter that cannot be served (the rest of the call is aborted),
+        RequestFailedError when the engine gave up on one, EngineDeadError. KeyboardInterrupt aborts the call; the engine stays usable.
+        """
+        items = as_list(prompts)
+        params = params_for(len(items), sampling_params, default_params(self._engine.model))
+        return self._run(items, params, use_tqdm, priority, cache_salt)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many, through the model's chat template. Otherwise as `generate`.
+
+        chat_template_kwargs: further variables for the template. Raises InvalidRequestError also when the template refuses the messages.
+        """
+        talks = conversations(messages)
+        params = params_for(len(talks), sampling_params, default_params(self._engine.model))
+        encoded = [
+            self.get_tokenizer().encode_messages(
+                talk,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **(chat_template_kwargs or {}),
+            )
+            for talk in talks
+        ]
+        outputs = self._run([ids for _, ids in encoded], params, use_tqdm, priority, cache_salt)
+        for output, (text, _) in zip(outputs, encoded):
+            output.prompt = text
+        return outputs
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer: encode, decode, apply_chat_template."""
+        return self._engine.client.tokenizer
+
+    def close(self) -> None:
+        """End the engine's processes. Happens by itself when the object is collected or the program ends."""
+        self._engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self, items: list[Prompt], params: list[SamplingParams], use_tqdm: bool, priority: int, salt: str) -> list[RequestOutput]:
+        results: offline.Results = queue.SimpleQueue()
+        limit = offline.in_flight_limit(self._engine.config.scheduler)
+        work = self._engine.submit(offline.run(self._engine.client, items, params, limit, results, priority=priority, salt=salt))
+        # The loop may end without a word to the queue when the engine is closed in another thread.
+        work.add_done_callback(lambda _: results.put(None))
+        outputs: list[RequestOutput | None] = [None] * len(items)
+        try:
+            with _Progress(len(items), use_tqdm) as progress:
+                while (result := results.get()) is not None:
+                    if isinstance(result, BaseException):
+                        raise result
+                    index, output = result
+                    outputs[index] = output
+                    progress.add(output)
+        finally:
+            work.cancel()
+        finished = [output for output in outputs if output is not None]
+        if len(finished) < len(items):
+            self._engine.check()
+        return finished
+
+
+class _Progress:
+    """tqdm's bar with tokens per second; tqdm is imported only if it is wanted."""
+
+    def __init__(self, total: int, wanted: bool) -> None:
+        self._bar: Any = None
+        self._prompt_tokens = self._output_tokens = 0
+        if wanted and total:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, desc="Processed prompts", unit="prompt", dynamic_ncols=True)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, output: RequestOutput) -> None:
+        if self._bar is None:
+            return
+        self._prompt_tokens += len(output.prompt_token_ids)
+        self._output_tokens += sum(len(each.token_ids) for each in output.outputs)
+        seconds = max(1e-6, self._bar.format_dict["elapsed"])
+        rates = f"input {self._prompt_tokens / seconds:.1f} tok/s, output {self._output_tokens / seconds:.1f} tok/s"
+        self._bar.set_postfix_str(rates, refresh=False)
+        self._bar.update(1)

@@ -1,0 +1,79 @@
+"""The oracle: small random-weight models of each family, and the greedy tokens the Transformers library gives for them.
+
+Weights are drawn wide (initializer_range 0.5, float32), so that the best token leads clearly and rounding cannot reorder the first two.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "quire" / "demo_model"
+VOCAB_SIZE = 4096
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.5,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+_FAMILY_SHAPE: dict[str, dict[str, Any]] = {
+    "Llama": {"tie_word_embeddings": False},
+    "Mistral": {"sliding_window": None},
+    "Qwen2": {"tie_word_embeddings": True},
+    "Qwen3": {"head_dim": 32, "tie_word_embeddings": False},
+}
+
+
+def make_model(directory: Path, family: str = "Llama", seed: int = 0, dtype: str = "float32", **changes: Any) -> str:
+    """Write a checkpoint of `family` with random weights and the demo model's tokenizer; its path."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{family}Config")(**{**_SHAPE, **_FAMILY_SHAPE[family], **changes})
+    model = getattr(transformers, f"{family}ForCausalLM")(config).to(getattr(torch, dtype))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zero at initialization: a lost bias would not show
+            torch.nn.init.normal_(parameter.data, std=0.5)
+    model.generation_config = transformers.GenerationConfig(eos_token_id=2)
+    model.save_pretrained(directory)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (DEMO_MODEL / file).exists():
+            shutil.copy(DEMO_MODEL / file, directory / file)
+    return str(directory)
+
+
+@lru_cache(maxsize=8)
+def load(path: str) -> Any:
+    """The Transformers library's model of a checkpoint, in the checkpoint's dtype, on the CPU."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+
+
+def greedy(path: str, prompt: Sequence[int], max_tokens: int, ignore_eos: bool = True) -> list[int]:
+    """Output tokens of greedy decoding, the end-of-sequence token included where it ends them."""
+    import torch
+
+    model = load(path)
+    eos = model.generation_config.eos_token_id
+    stops = set() if ignore_eos else set(eos if isinstance(eos, list) else [eos])
+    tokens: list[int] = []
+    with torch.inference_mode():
+        step = model(torch.tensor([list(prompt)]), use_cache=True)
+        while True:
+            tokens.append(int(step.logits[0, -1].argmax()))
+            if len(tokens) == max_tokens or tokens[-1] in stops:
+                return tokens
+            step = model(torch.tensor([[tokens[-1]]]), past_key_values=step.past_key_values, use_cache=True)

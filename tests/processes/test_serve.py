@@ -1,0 +1,149 @@
+"""`quire serve` as a user meets it: it starts, says how to try it, answers, idles, drains and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from quire.child_process import cpu_seconds
+from tests.processes.server import Server, alive, children_of, eventually
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("r")
+
+
+@pytest.fixture(scope="module")
+def server(base: Path) -> Iterator[Server]:
+    with Server("--frontends", "2", runtime=base) as running:
+        yield running.ready()
+
+
+def test_the_printed_curl_line_answers(server: Server) -> None:
+    line = next(line for line in server.lines if line.startswith("curl "))
+    words = shlex.split(line)
+    url, body = words[1], words[words.index("-d") + 1]
+    assert url == server.url + "/v1/chat/completions"
+    if os.access("/usr/bin/curl", os.X_OK):
+        answer = subprocess.run([*words, "-s", "-m", "60"], capture_output=True, text=True, check=True).stdout
+        assert '"chat.completion"' in answer
+    answer = server.post("/v1/chat/completions", json.loads(body))
+    assert answer["choices"][0]["message"]["content"]
+
+
+def test_it_starts_in_bounded_time(server: Server, record_property: Callable[[str, object], None]) -> None:
+    record_property("startup_seconds", server.startup)
+    assert server.startup < 20
+
+
+def test_processes_and_directory(server: Server, base: Path) -> None:
+    assert sorted(server.children()) == ["quire-front-0", "quire-front-1", "quire-sched", "quire-worke-0"]
+    (directory,) = base.iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_idle_engine_uses_no_cpu(server: Server, record_property: Callable[[str, object], None]) -> None:
+    """Heartbeats and ticks are all that happens: far below a tenth of one core."""
+    pids = [server.process.pid, *server.children().values()]
+    time.sleep(1.0)  # what the tests before have left to do
+    before, start = sum(map(cpu_seconds, pids)), time.monotonic()
+    time.sleep(3.0)
+    share = (sum(map(cpu_seconds, pids)) - before) / (time.monotonic() - start)
+    record_property("idle_cpu_share", share)
+    print(f"idle: {100 * share:.1f} % of one core in {len(pids)} processes")
+    assert share < 0.1
+
+
+def test_a_busy_port_is_refused_at_once(server: Server) -> None:
+    port = server.url.rpartition(":")[2]
+    start = time.monotonic()
+    with Server("--port", port) as second:
+        assert second.wait(20) == 2
+    assert f"port {port} on 127.0.0.1 is in use" in second.lines[-1]
+    assert time.monotonic() - start < 10
+
+
+def test_sigterm_lets_a_stream_finish_and_leaves_nothing(tiny_llama: str, tmp_path: Path) -> None:
+    """A long stream begins before SIGTERM; it must end with its last token, and only then does the engine go."""
+    with Server(tiny_llama, runtime=tmp_path) as server:
+        server.ready()
+        children = server.children()
+        body = {"prompt": "Once upon a time", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
+        events = server.events("/v1/completions", body)
+        next(events)
+        server.terminate()
+        last = list(events)[-1]
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert server.wait(20) == 0
+        assert not [name for name, pid in children.items() if alive(pid)]
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 5)
+
+
+def test_a_second_signal_does_not_wait(tiny_llama: str, tmp_path: Path) -> None:
+    with Server(tiny_llama, "--shutdown-timeout", "60", runtime=tmp_path) as server:
+        server.ready()
+        events = server.events("/v1/completions", {"prompt": "a", "max_tokens": 1000, "temperature": 0, "ignore_eos": True, "n": 8})
+        next(events)
+        server.terminate()
+        eventually(lambda: "no new requests" in server.output)
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        reader = threading.Thread(target=lambda: _exhaust(events))
+        reader.start()
+        assert server.wait(20) == 0
+        assert time.monotonic() - start < 8
+        reader.join()
+
+
+def test_sigkill_of_the_supervisor_takes_the_children_along(tmp_path: Path) -> None:
+    with Server(runtime=tmp_path) as server:
+        server.ready()
+        children = server.children()
+        assert len(children) == 3
+        server.process.kill()
+        eventually(lambda: not any(alive(pid) for pid in children.values()), 10)
+        assert len(list(tmp_path.iterdir())) == 1
+    with Server(runtime=tmp_path) as after:
+        after.ready()
+        assert len(list(tmp_path.iterdir())) == 1, "the dead engine's directory was not swept"
+        after.terminate()
+        assert after.wait(20) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigint_during_start_is_quick_and_clean(tmp_path: Path) -> None:
+    with Server(runtime=tmp_path) as server:
+        eventually(lambda: len(children_of(server.process.pid)) > 0)
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait(15) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chat_in_the_terminal(server: Server) -> None:
+    command = [sys.executable, "-m", "quire", "chat", "--url", server.url, "--max-tokens", "8", "--temperature", "0"]
+    done = subprocess.run(command, input="hello\n", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def _exhaust(events: Iterator[object]) -> None:
+    """Read a stream that may be cut."""
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        for _ in events:
+            pass

@@ -1,0 +1,222 @@
+"""The supervisor with scripted children: real processes and messages, no model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ipc import config
+from ipc.arena import Stat
+from ipc.config import ModelInfo
+from quire import child_process
+from quire.child_process import Patience
+from quire.supervisor import EngineFailedError, Supervisor
+
+SCRIPT = str(Path(__file__).with_name("scripted_child.py"))
+MODEL = ModelInfo(path="-", tokenizer_path="-", name="m", architecture="A", vocab_size=100, max_model_len=128, eos_token_ids=[])
+
+
+@pytest.fixture(autouse=True)
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_process, "COMMAND", [SCRIPT])
+
+
+@asynccontextmanager
+async def engine(frontends: int = 1, workers: int = 1) -> AsyncIterator[Supervisor]:
+    """A supervisor that is not started; all its processes and its directory are gone afterwards."""
+    flags = {"max_num_seqs": 8, "frontends": frontends, "tensor_parallel_size": workers, "log_level": "error"}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        supervisor = Supervisor(config.load(flags, {}), MODEL, "cpu", listener)
+        try:
+            yield supervisor
+        finally:
+            pids = supervisor.pids.values()
+            await supervisor.stop(1.0)
+            assert not os.path.exists(supervisor.runtime_dir)
+            assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.02)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+def test_start_and_stop() -> None:
+    async def test() -> None:
+        async with engine(frontends=2, workers=2) as supervisor:
+            await supervisor.start()
+            assert set(supervisor.pids) == {"worker 0", "worker 1", "scheduler", "frontend 0", "frontend 1"}
+            assert os.stat(supervisor.runtime_dir).st_mode & 0o777 == 0o700
+            start = time.monotonic()
+            await supervisor.stop()
+            assert time.monotonic() - start < 3
+
+    run(test)
+
+
+def test_a_fatal_message_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_WORKER", "fatal")
+
+    async def test() -> None:
+        async with engine() as supervisor:
+            with pytest.raises(EngineFailedError, match=r"^the weights are made of cheese$") as error:
+                await supervisor.start()
+            assert error.value.user_error
+
+    run(test)
+
+
+def test_a_crash_during_start_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_SCHEDULER", "crash")
+
+    async def test() -> None:
+        async with engine() as supervisor:
+            with pytest.raises(EngineFailedError, match="scheduler ended with exit code 3") as error:
+                await supervisor.start()
+            assert not error.value.user_error
+
+    run(test)
+
+
+def test_a_dead_worker_renews_its_whole_group_and_the_scheduler_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with engine(workers=2) as supervisor:
+            await supervisor.start()
+            before = supervisor.pids
+            epoch = int(supervisor.arena.status("worker", 0)[Stat.EPOCH])
+            os.kill(before["worker 1"], 9)
+            await eventually(
+                lambda: (
+                    int(supervisor.arena.status("worker", 1)[Stat.STATE]) == 2
+                    and "worker 1" in supervisor.pids
+                    and not {before["worker 0"], before["worker 1"]} & set(supervisor.pids.values())
+                )
+            )
+            after = supervisor.pids
+            assert (after["scheduler"], after["frontend 0"]) == (before["scheduler"], before["frontend 0"])
+            await eventually(lambda: int(supervisor.arena.status("scheduler")[Stat.STEPS]) == 1000 + epoch)
+            renewed = [int(supervisor.arena.status("worker", rank)[Stat.EPOCH]) for rank in (0, 1)]
+            assert renewed[0] == renewed[1] > epoch
+
+    run(test)
+
+
+def test_a_dead_scheduler_renews_the_workers_and_frontends_learn_its_epoch() -> None:
+    async def test() -> None:
+        async with engine() as supervisor:
+            await supervisor.start()
+            before = supervisor.pids
+            os.kill(before["scheduler"], 9)
+            await eventually(lambda: int(supervisor.arena.status("frontend", 0)[Stat.STEPS]) > 1)
+            await eventually(lambda: len(supervisor.pids) == 3 and supervisor.pids["worker 0"] != before["worker 0"])
+            assert supervisor.pids["frontend 0"] == before["frontend 0"]
+            await eventually(
+                lambda: int(supervisor.arena.status("frontend", 0)[Stat.STEPS]) == int(supervisor.arena.status("scheduler")[Stat.EPOCH])
+            )
+
+    run(test)
+
+
+def test_a_dead_frontend_is_renewed_alone() -> None:
+    async def test() -> None:
+        async with engine(frontends=2) as supervisor:
+            await supervisor.start()
+            before = supervisor.pids
+            epoch = int(supervisor.arena.status("frontend", 0)[Stat.EPOCH])
+            os.kill(before["frontend 0"], 9)
+            await eventually(lambda: supervisor.pids.get("frontend 0", before["frontend 0"]) != before["frontend 0"])
+            assert {name for name in before if before[name] != supervisor.pids[name]} == {"frontend 0"}
+            await eventually(lambda: int(supervisor.arena.status("scheduler")[Stat.STEPS]) == epoch)
+
+    run(test)
+
+
+def test_a_process_that_dies_again_and_again_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_FRONTEND", "die")
+
+    async def test() -> None:
+        async with engine() as supervisor:
+            await supervisor.start()
+            with pytest.raises(EngineFailedError, match=r"more than 5 restarts in 60 s.*SIGKILL") as error:
+                await asyncio.wait_for(asyncio.shield(supervisor.failed), 30)
+            assert not error.value.user_error
+
+    run(test)
+
+
+def test_a_hung_process_is_killed_and_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_SCHEDULER", "hang,once")
+    monkeypatch.setitem(child_process.RUNNING, "scheduler", Patience(idle=2.0, busy=4.0))
+
+    async def test() -> None:
+        async with engine() as supervisor:
+            await supervisor.start()
+            hung = supervisor.pids["scheduler"]
+            await eventually(lambda: supervisor.pids.get("scheduler", hung) != hung and len(supervisor.pids) == 3, 15)
+            assert not alive(hung)
+
+    run(test)
+
+
+def test_drain_waits_for_the_frontends_and_not_longer_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_FRONTEND", "busy")
+
+    async def test() -> None:
+        async with engine() as supervisor:
+            await supervisor.start()
+            start = time.monotonic()
+            await supervisor.drain(0.2)
+            assert 0.1 < time.monotonic() - start < 0.9
+            start = time.monotonic()
+            await supervisor.drain(20)
+            assert time.monotonic() - start < 5
+
+    run(test)
+
+
+def test_a_child_that_ignores_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_WORKER", "deaf")
+
+    async def test() -> None:
+        async with engine() as supervisor:
+            await supervisor.start()
+            worker, start = supervisor.pids["worker 0"], time.monotonic()
+            await supervisor.stop(0.5)
+            assert 0.4 < time.monotonic() - start < 4
+            assert not alive(worker)
+
+    run(test)
+
+
+def test_stopping_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_WORKER", "slow")
+
+    async def test() -> None:
+        async with engine() as supervisor:
+            starting = asyncio.ensure_future(supervisor.start())
+            await asyncio.sleep(0.05)
+            starting.cancel()
+            await asyncio.wait({starting})
+
+    run(test)

@@ -1,0 +1,228 @@
+"""A scheduler with a toy worker in one thread, under virtual time: what tests of the core drive."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, ResultColumns, RowSetup
+from ipc.config import CacheConfig, Config, ModelConfig, SchedulerConfig
+from ipc.messages import Finished, FinishReason, PromptLogprobs, Refused, Submit, Tokens
+from ipc.sampling_params import SamplingParams
+from scheduler_proc import row_setup
+from scheduler_proc.request import Frontend, Request
+from scheduler_proc.scheduler import Scheduler
+from tests.fakes import NextToken, PagedToy, hashed, small_model
+
+VOCAB = 64
+EOS = 2
+FRONTEND = "frontend.0.7"
+MILLISECOND = 1_000_000
+
+
+def make_config(
+    rows: int = 8,
+    tokens: int = 64,
+    block_size: int = 4,
+    caching: bool = True,
+    overlap: bool = True,
+    policy: Any = "fcfs",
+    queue: int = 1000,
+) -> Config:
+    return Config(
+        model=ModelConfig(max_logprobs=5),
+        cache=CacheConfig(block_size=block_size, enable_prefix_caching=caching),
+        scheduler=SchedulerConfig(
+            max_num_seqs=rows, max_num_batched_tokens=tokens, overlap=overlap, scheduling_policy=policy, max_queued_requests=queue
+        ),
+    )
+
+
+def ids(*tokens: int) -> bytes:
+    return np.array(tokens, np.int32).tobytes()
+
+
+@dataclass
+class Heard:
+    """What a frontend was told of one request."""
+
+    submit: Submit
+    tokens: list[int] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    logprobs: dict[int, tuple[float, list[int]]] = field(default_factory=dict)  # by output index: logprob, alternatives
+
+    @property
+    def reason(self) -> FinishReason | None:
+        return self.finished[0].reason if self.finished else None
+
+
+class Simulation:
+    """Drives Scheduler and PagedToy; `validate` runs after every call.
+
+    heard: by (frontend identity, handle). plans: copies of the last plans' columns, newest last.
+    """
+
+    def __init__(self, config: Config | None = None, num_blocks: int = 64, next_token: NextToken | None = None, **model: Any) -> None:
+        self.config = config or make_config()
+        self.model = small_model(**{"vocab_size": VOCAB, "max_model_len": 64, "eos_token_ids": [EOS], **model})
+        self.next_token = next_token or hashed(self.model.vocab_size)
+        self.dimensions = Dimensions.of(self.config, self.model)
+        self.scheduler = Scheduler(self.config, self.model, num_blocks, b"s" * 16)
+        self.poison: NextToken = lambda tokens, setup: False
+        self.toy = self.new_toy(num_blocks)
+        self.slots = [(PlanColumns(self.dimensions), ResultColumns(self.dimensions)) for _ in range(NUM_SLOTS)]
+        self.in_flight: deque[int] = deque()
+        self.heard: dict[tuple[str, int], Heard] = {}
+        self.gone: set[str] = set()
+        self.step = 0
+        self.now = MILLISECOND
+        self.handles = 0
+
+    def new_toy(self, num_blocks: int) -> PagedToy:
+        return PagedToy(self.dimensions, self.config.cache.block_size, num_blocks, self.next_token, lambda *args: self.poison(*args))
+
+    def submit(self, prompt: bytes | list[int], frontend: str = FRONTEND, **options: Any) -> int:
+        """Add a request that must be taken; its handle."""
+        handle, refused = self.try_submit(prompt, frontend, **options)
+        assert refused is None, refused
+        return handle
+
+    def try_submit(self, prompt: bytes | list[int], frontend: str = FRONTEND, **options: Any) -> tuple[int, Refused | None]:
+        fields = {name: options.pop(name) for name in list(options) if name in Submit.__struct_fields__}
+        params = SamplingParams(**{"max_tokens": 8, **options})
+        handle = fields.pop("handle", self.handles)
+        self.handles += 1
+        self.now += 1
+        data = prompt if isinstance(prompt, bytes) else ids(*prompt)
+        values: dict[str, Any] = {"request_id": f"r{handle}", "seed": 1, "arrival_ns": self.now, **fields}
+        submit = Submit(handle=handle, prompt=data, params=params, **values)
+        refused = self.scheduler.add(submit, frontend, self.now)
+        if refused is None:
+            heard = self.heard[frontend, handle] = Heard(submit)
+            heard.tokens = np.frombuffer(submit.emitted, np.int32).tolist()
+        self.scheduler.validate()
+        return handle, refused
+
+    def abort(self, handle: int, frontend: str = FRONTEND) -> None:
+        self.scheduler.abort(frontend, handle)
+        self.collect()
+
+    def plan(self) -> int:
+        """Plan one step if one may be out; its number of tokens."""
+        if not self.scheduler.may_plan:
+            return 0
+        self.now += MILLISECOND
+        slot = self.step % NUM_SLOTS
+        planned = self.scheduler.plan(self.now, self.slots[slot][0], self.step)
+        self.collect()
+        if planned:
+            self.in_flight.append(self.step)
+            self.step += 1
+        return planned
+
+    @property
+    def last_plan(self) -> PlanColumns:
+        return self.slots[(self.step - 1) % NUM_SLOTS][0]
+
+    def apply(self) -> bool:
+        """Let the worker compute the oldest step in flight and take its result; False if there is none."""
+        if not self.in_flight:
+            return False
+        plan, result = self.slots[self.in_flight.popleft() % NUM_SLOTS]
+        self.toy.run(plan, result)
+        self.now += MILLISECOND
+        for emission in self.scheduler.apply(result, self.now):
+            self.hear(*emission)
+        self.scheduler.validate()
+        return True
+
+    def lose_workers(self) -> None:
+        self.in_flight.clear()
+        self.scheduler.workers_lost()
+        self.collect()
+        self.toy = self.new_toy(self.scheduler.kv.pool.num_blocks)
+
+    def collect(self) -> None:
+        for emission in self.scheduler.emissions(self.now):
+            self.hear(*emission)
+        self.scheduler.validate()
+
+    def hear(self, frontend: str, message: Tokens) -> None:
+        """Do as a frontend does, and check what it may rely on."""
+        assert frontend not in self.gone, "a message to a dead frontend"
+        handles = np.frombuffer(message.handles, np.uint32).tolist()
+        index = np.frombuffer(message.index, np.uint32).tolist()
+        tokens = np.frombuffer(message.tokens, np.int32).tolist()
+        assert len(handles) == len(index) == len(tokens)
+        assert handles or message.finished or message.prompt_logprobs, "an empty message"
+        for handle, at, token in zip(handles, index, tokens):
+            heard = self.heard[frontend, handle]
+            assert not heard.finished, "a token after the end"
+            assert at == len(heard.tokens), f"token {at} came after {len(heard.tokens)}"
+            heard.tokens.append(token)
+        self._hear_logprobs(frontend, message, handles, index)
+        for prompt in message.prompt_logprobs:
+            self.heard[frontend, prompt.handle].prompt_logprobs.append(prompt)
+        for finished in message.finished:
+            heard = self.heard[frontend, finished.handle]
+            heard.finished.append(finished)
+            assert len(heard.finished) == 1, "a request ended twice"
+            assert finished.num_output == len(heard.tokens)
+            assert finished.num_prompt == len(heard.submit.prompt) // 4
+
+    def _hear_logprobs(self, frontend: str, message: Tokens, handles: list[int], index: list[int]) -> None:
+        columns = message.logprobs
+        if columns is None:
+            return
+        at = np.frombuffer(columns.at, np.uint32).tolist()
+        logprob = np.frombuffer(columns.logprob, np.float32).tolist()
+        top = np.frombuffer(columns.top_ids, np.int32).reshape(len(at), columns.width).tolist()
+        for place, value, alternatives in zip(at, logprob, top):
+            self.heard[frontend, handles[place]].logprobs[index[place]] = (value, [token for token in alternatives if token >= 0])
+
+    def turn(self) -> None:
+        """What the loop does: plan as much as may be out, then take one result."""
+        while self.plan():
+            pass
+        self.apply()
+
+    def run(self, limit: int = 2000) -> None:
+        """Turn until nothing is left to do. Raises AssertionError if that takes more than `limit` turns."""
+        for _ in range(limit):
+            if not self.scheduler.num_requests and not self.in_flight:
+                return
+            self.turn()
+        raise AssertionError(f"{self.scheduler.num_requests} requests do not end")
+
+    def reference(self, heard: Heard) -> tuple[list[int], FinishReason]:
+        """What the request gives if it is alone, without a cache and never interrupted."""
+        submit = heard.submit
+        eos = list(self.model.eos_token_ids)
+        frontend = Frontend(FRONTEND, 0)
+        prompt = np.frombuffer(submit.prompt, np.int32).tolist()
+        room = self.model.max_model_len - len(prompt)
+        most = min(submit.params.max_tokens or room, room)
+        request = Request(msgspec.structs.replace(submit, emitted=b""), frontend, (0, 0, 0), len(prompt) + most, eos)
+        request.row = 0
+        setup = msgspec.msgpack.decode(row_setup.encode(request), type=RowSetup)
+        output: list[int] = []
+        while len(output) < most:
+            token = self.next_token(np.array(prompt + output, np.int32), setup)
+            output.append(token)
+            if token in request.stop_set and len(output) >= submit.params.min_tokens:
+                return output, FinishReason.STOP
+        return output, FinishReason.LENGTH
+
+    def check_outputs(self) -> None:
+        """Every request ended once and as it would have alone; aborted ones gave a prefix of that."""
+        for heard in self.heard.values():
+            tokens, reason = self.reference(heard)
+            if heard.reason is FinishReason.ABORT or not heard.finished:
+                assert heard.tokens == tokens[: len(heard.tokens)]
+            else:
+                assert (heard.tokens, heard.reason) == (tokens, reason), heard.submit
