@@ -2,8 +2,8 @@
 
     python -m bench.step [--rows 1,32,256,1024] [--steps 300] [--frontends 1] [--json]
 
-Results come from nowhere (a token that stops nobody), so all that is measured is the scheduler. Prompts differ in length, so that rows cross
-block boundaries at different steps, as in life.
+Results come from nowhere (a token that stops nobody), so all that is measured is the scheduler. Prompts differ in length, so that rows
+cross block boundaries at different steps, as in life.
 """
 
 from __future__ import annotations

@@ -117,12 +117,12 @@ class Supervisor:
             self._context, f"ipc://{self.runtime_dir}/supervisor", ChildToSupervisor, 0
         )
         self._channel.attach(self._loop, self._on_message)
+        self._last_tick = time.monotonic()
+        self._ticker = self._loop.create_task(self._tick())
         self._start_workers()  # the slowest first
         self._start("scheduler", 0, self._scheduler_epoch)
         for index in range(self._config.parallel.frontends if self._listener is not None else 0):
             self._start("frontend", index, self._next_epoch())
-        self._last_tick = time.monotonic()
-        self._ticker = self._loop.create_task(self._tick())
         await self._until(lambda: all(child.ready for child in self._children.values()))
         self._serving = True
         self._notifier.send("READY=1", f"STATUS=serving {self._model.name}")

@@ -7,6 +7,8 @@ every block counted as evictable can be evicted.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ipc.arena import I32
 from scheduler_proc.block_pool import BlockPool
 from scheduler_proc.prefix_cache import PrefixCache, PrefixMatch
@@ -30,10 +32,15 @@ class KVManager:
     def match(self, request: Request, step: int) -> PrefixMatch:
         """The prefix of a waiting request's tokens that need not be computed in `step`: always less than all of them."""
         if not self.caching or request.skips_cache:
-            return PrefixMatch([], None, False)
+            return PrefixMatch([], None, 0)
         limit = (len(request.tokens) - 1) // self.block_size
         self._extend_keys(request, request.tokens.data.cast("B"), limit)
         return self.cache.match(request.keys, limit, step)
+
+    def needs_any(self, request: Request, computing: list[tuple[int, bytes]]) -> bool:
+        """Whether the prefix of a request that was looked up before has one of these blocks (place in the prefix, key)."""
+        keys = request.keys
+        return not request.skips_cache and any(at < len(keys) and keys[at] == key for at, key in computing)
 
     def fits(self, match: PrefixMatch, num_blocks: int, spare: int) -> bool:
         """Whether a table of `num_blocks` that starts with the match can be had with `spare` blocks left over."""
@@ -41,7 +48,7 @@ class KVManager:
         new = num_blocks - len(match.blocks)
         if pool.num_available < new + spare:
             return False
-        idle = sum(1 for block in match.blocks if not pool.refs[block]) if match.blocks and pool.num_evictable else 0
+        idle = int(np.count_nonzero(pool.refs[match.blocks] == 0)) if match.blocks and pool.num_evictable else 0
         return pool.num_available - idle >= new + spare
 
     def start(self, request: Request, match: PrefixMatch, table: I32) -> None:

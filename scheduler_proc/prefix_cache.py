@@ -39,11 +39,14 @@ class RadixNode(msgspec.Struct, gc=False, eq=False):
 
 
 class PrefixMatch(msgspec.Struct, gc=False, eq=False):
-    """The longest cached prefix: blocks in order, the last node (None: no hit), and whether only `step` cut it short."""
+    """The longest cached prefix: blocks in order, and the last node (None: no hit).
+
+    cut_at: if the next block is in the tree and only being computed, its place in the prefix (from 1); else 0.
+    """
 
     blocks: list[int]
     node: RadixNode | None
-    cut_short: bool
+    cut_at: int
 
 
 class PrefixCache:
@@ -78,17 +81,17 @@ class PrefixCache:
 
     def match(self, keys: list[bytes], limit: int, step: int) -> PrefixMatch:
         """The longest path along keys[1 .. limit] that was computed before `step`."""
-        nodes, node, blocks, cut_short = self._nodes, None, [], False
+        nodes, node, blocks, cut_at = self._nodes, None, [], 0
         for index in range(1, limit + 1):
             found = nodes.get(keys[index])
             if found is None:
                 break
             if found.step == step:
-                cut_short = True
+                cut_at = index
                 break
             node = found
             blocks.append(found.block)
-        return PrefixMatch(blocks, node, cut_short)
+        return PrefixMatch(blocks, node, cut_at)
 
     def insert(self, parent: RadixNode | None, key: bytes, block: int, step: int) -> RadixNode | None:
         """Put a used block below `parent`; the new node, or None if the key is in the tree already (with another block)."""

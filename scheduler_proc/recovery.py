@@ -18,7 +18,7 @@ FIRST = -(2**64)
 
 
 class Quarantine:
-    """Counts a request's deaths in `request.worker_deaths`; suspects go before everybody else and alone, until they got past the deadly step."""
+    """Counts a request's deaths in `request.worker_deaths`; suspects go first and alone, until they got past the deadly step."""
 
     MESSAGE = f"the worker died {FAIL_AFTER} times while it computed this request"
 

@@ -46,7 +46,7 @@ class Request:
 
     tokens: int32, all known tokens (prompt, then output) while it has no row; in a row its history column is the truth and this one
     is behind. end: absolute position at which it ends by length (its last token is end - 1). target: tokens to prefill in
-    its present row. path_len, num_shared, node, path_open, keys: its place in the prefix tree, kept by KVManager.
+    its present row. setup_bytes: see row_setup.size. path_len, num_shared, node, path_open, keys: its place in the prefix tree, kept by KVManager.
     """
 
     __slots__ = (
@@ -73,6 +73,7 @@ class Request:
         "request_id",
         "row",
         "seed",
+        "setup_bytes",
         "status",
         "stop_ids",
         "stop_set",
@@ -114,6 +115,7 @@ class Request:
         self.first_token_ns = 0
         self.worker_deaths = 0
         self.suspect_tokens = 0
+        self.setup_bytes = 0
 
     @property
     def skips_cache(self) -> bool:

@@ -11,6 +11,7 @@ from scheduler_proc.request import Request
 OFF = -1
 _ENCODER = msgspec.msgpack.Encoder()
 _LIST_HEADER_BYTES = 5
+_SLACK_BYTES = 16
 
 
 def encode(request: Request) -> bytes:
@@ -41,12 +42,16 @@ def encode(request: Request) -> bytes:
     )
 
 
-
-def largest(request: Request) -> int:
-    """An upper bound of the bytes that `encode` plus the list around it can ever take for this request."""
-    history = 4 * (request.end - len(request.tokens)) if request.wants_history else 0
+def size_without_history(request: Request) -> int:
+    """An upper bound of the bytes that `encode` gives for this request, less its history."""
+    history = 4 * len(request.tokens) if request.wants_history else 0
     # Row and history length may take some bytes more later on.
-    return len(encode(request)) + history + 16 + _LIST_HEADER_BYTES
+    return len(encode(request)) - history + _SLACK_BYTES
+
+
+def size(request: Request, num_tokens: int) -> int:
+    """An upper bound of the bytes that `encode` gives when so many tokens are known."""
+    return request.setup_bytes + (4 * num_tokens if request.wants_history else 0)
 
 
 def pack_list(setups: list[bytes]) -> bytes:

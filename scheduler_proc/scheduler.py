@@ -32,6 +32,8 @@ from scheduler_proc.stop_table import StopTable
 
 NOT_FINITE = "the model produced non-finite logits"
 WATERMARK_SHARE = 8
+# Waiting requests that one plan leaves for the next because of what it computes; the queue behind them waits too.
+MAX_PASSED_OVER = 256
 
 
 class Scheduler:
@@ -276,13 +278,18 @@ class Scheduler:
     def _admit(self, writer: PlanWriter, flight: Flight, now_ns: int) -> None:
         """Start waiting requests, in order, while tokens, rows, blocks and the plan's columns last."""
         later: list[Request] = []
-        while writer.num_tokens < self._settings.max_num_batched_tokens and self.rows.num_free:
+        computing: list[tuple[int, bytes]] = []  # blocks of this very step for which somebody waits: place in the prefix, key
+        while writer.num_tokens < self._settings.max_num_batched_tokens and self.rows.num_free and len(later) < MAX_PASSED_OVER:
             request = self.waiting.first()
             if request is None or not self._quarantine.admits(request, self.num_running) or self._still_blocked(request):
                 break
+            # What this very step computes is there for the next one: better than to compute it twice.
+            if self.kv.needs_any(request, computing):
+                later.append(self.waiting.pop())
+                continue
             match = self.kv.match(request, flight.step)
-            if match.cut_short:
-                # What this very step computes is there for the next one: better than to compute it twice.
+            if match.cut_at:
+                computing.append((match.cut_at, request.keys[match.cut_at]))
                 later.append(self.waiting.pop())
                 continue
             if not self._start(request, match, writer, now_ns):
@@ -300,7 +307,7 @@ class Scheduler:
         if not self.kv.fits(match, num_blocks, spare):
             self._blocked = (request, self.kv.pool.num_available, len(self.kv.cache))
             return False
-        if not writer.takes(num_blocks, row_setup.largest(request)):
+        if not writer.takes(num_blocks, row_setup.size(request, num_known)):
             return False
         num_cached = len(match.blocks) * self._block_size
         row = self.rows.occupy(request, num_cached, num_blocks, self._block_size)
@@ -524,7 +531,8 @@ class Scheduler:
                 f"the prompt has {request.num_prompt} tokens and needs {needed} KV blocks of {self._block_size}, the engine has {total}",
                 "prompt",
             )
-        if row_setup.largest(request) > row_setup.room(self._dimensions.setup_bytes):
+        request.setup_bytes = row_setup.size_without_history(request)
+        if row_setup.size(request, request.end) > row_setup.room(self._dimensions.setup_bytes):
             raise InvalidRequestError("the sampling parameters are too large together (bad_words, logit_bias)", "bad_words")
 
     def validate(self) -> None:

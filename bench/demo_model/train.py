@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import random
+import tempfile
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -84,6 +87,7 @@ class Trainer:
 
     def __init__(self, size: str, tokenizer: Tokenizer, muon_rate: float, adam_rate: float, seed: int) -> None:
         torch.manual_seed(seed)
+        self.tokenizer = tokenizer
         self.model = Llama(SHAPES[size])
         self.pad = tokenizer.token_to_id(END_OF_TEXT)
         named = list(self.model.named_parameters())
@@ -94,22 +98,28 @@ class Trainer:
         self.teacher: Llama | None = None
 
     def step(self, groups: list[Batch], rate: float) -> float:
-        """One step over these batches; returns the mean loss."""
-        total = sum(float(batch.weights.sum()) for batch in groups)
-        loss_sum = 0.0
+        """One step over these batches and those of the other workers; returns the mean loss."""
+        sums = torch.zeros(3)  # of weights, of losses, of tokens
         for batch in groups:
-            loss = loss_of(self.model, batch, self.teacher) / total
+            loss = loss_of(self.model, batch, self.teacher)
             loss.backward()
-            loss_sum += loss.item()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            sums += torch.tensor([float(batch.weights.sum()), loss.item(), batch.ids.numel()])
+        gradients = [p.grad for p in self.model.parameters()]
+        flat = torch.cat([sums, *(gradient.flatten() for gradient in gradients)])
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+        sums, values = flat[:3], flat[3:] / flat[0]
+        values *= min(1.0, 1.0 / float(values.norm()))
+        for gradient, part in zip(gradients, values.split([gradient.numel() for gradient in gradients])):
+            gradient.copy_(part.view_as(gradient))
         for group in self.adam.param_groups:
             group["lr"] = rate * self.adam_rate
         self.adam.step()
         self.muon.step(rate * self.muon_rate)
         self.model.zero_grad(set_to_none=True)
         self.place.step += 1
-        self.place.tokens += sum(batch.ids.numel() for batch in groups)
-        return loss_sum
+        self.place.tokens += int(sums[2])
+        return float(sums[1] / sums[0])
 
     def save(self, path: Path, progress: float) -> None:
         self.place.progress = progress
@@ -126,28 +136,37 @@ def report(work: Path, line: str) -> None:
         log.write(line + "\n")
 
 
-def run(options: argparse.Namespace) -> None:
-    """The whole run, from `--start` to 1."""
-    work = Path(options.work)
-    work.mkdir(parents=True, exist_ok=True)
+def agreed(progress: float) -> float:
+    """The first worker's clock counts, so that all take the same steps."""
+    told = torch.tensor([progress], dtype=torch.float64)
+    if dist.is_initialized():
+        dist.broadcast(told, 0)
+    return float(told)
+
+
+def run(options: argparse.Namespace, worker: int) -> None:
+    """The whole run, from `--start` to 1; the first worker also writes and reports."""
+    work, first = Path(options.work), worker == 0
     tokenizer = Tokenizer.from_file(options.tokenizer)
     trainer = Trainer(options.size, tokenizer, options.muon_rate, options.adam_rate, options.seed)
     if options.resume:
         trainer.load(Path(options.resume))
     if options.teacher:
         trainer.teacher = checkpoint.load_model(Path(options.teacher))
-    # A resumed run goes on with text not read before.
-    stream = data.Stream(options.seed, tokenizer, first_part=trainer.place.step * 1000)
+    # A resumed run goes on with text not read before, and each worker has its own.
+    stream = data.Stream(options.seed + worker, tokenizer, first_part=trainer.place.step * 1000)
     began = saved = examined = time.monotonic()
     first_step, fell, recent = trainer.place.step, False, []
     while True:
         elapsed = time.monotonic() - began
         done = (trainer.place.step - first_step) / options.steps if options.steps else elapsed / (options.minutes * 60)
-        progress = options.start + (1 - options.start) * done
+        progress = agreed(options.start + (1 - options.start) * done)
         if progress >= 1:
             break
         stage = "early" if progress < options.early else "main"
-        recent.append(trainer.step(stream.take(options.batch, stage), height(progress)))
+        recent.append(trainer.step(stream.take(options.batch // options.workers, stage), height(progress)))
+        if not first:
+            continue
         now = time.monotonic()
         if trainer.place.step % 20 == 0:
             report(
@@ -163,11 +182,25 @@ def run(options: argparse.Namespace) -> None:
             trainer.save(work / "before_fall.safetensors", progress)
             fell = True
         if now - examined > options.examine_every * 60:
-            found = forced_accuracy(trainer.model, tokenizer, trainer.pad, 60)
-            report(work, "held out: " + " ".join(f"{kind} {share:.2f}" for kind, share in found.items()))
+            report(work, standing(trainer, 40))
             examined = time.monotonic()
-    trainer.save(work / "final.safetensors", 1.0)
-    report(work, "held out: " + " ".join(f"{k} {v:.3f}" for k, v in forced_accuracy(trainer.model, tokenizer, trainer.pad, 200).items()))
+    if first:
+        trainer.save(work / "final.safetensors", 1.0)
+        report(work, standing(trainer, 200))
+
+
+def standing(trainer: Trainer, count: int) -> str:
+    """A line of how each kind stands."""
+    found = forced_accuracy(trainer.model, trainer.tokenizer, trainer.pad, count)
+    return "held out: " + " ".join(f"{kind} {share:.3f}" for kind, share in found.items())
+
+
+def work_as(worker: int, options: argparse.Namespace, meeting: str) -> None:
+    """One worker's process. One thread each: threads that meet at every operation wait for whichever of them lost its core."""
+    torch.set_num_threads(options.threads)
+    if options.workers > 1:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=worker, world_size=options.workers)
+    run(options, worker)
 
 
 def main() -> None:
@@ -185,12 +218,17 @@ def main() -> None:
     parser.add_argument("--muon-rate", type=float, default=0.02)
     parser.add_argument("--adam-rate", type=float, default=0.004)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that share each step")
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--save-every", type=float, default=3, help="minutes")
     parser.add_argument("--examine-every", type=float, default=5, help="minutes")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    run(options)
+    Path(options.work).mkdir(parents=True, exist_ok=True)
+    if options.workers == 1:
+        work_as(0, options, "")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work_as, args=(options, f"{folder}/meeting"), nprocs=options.workers)
 
 
 if __name__ == "__main__":

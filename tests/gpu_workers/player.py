@@ -57,6 +57,13 @@ class Player:
         self._updates: list[tuple[int, int, int]] = []
         self._step = 0
 
+    def use_compiled(self, wanted: bool) -> None:
+        """Decode with the compiled kernel (waits until it is there) or with torch."""
+        kernel = self.device.decode_kernel
+        assert kernel is not None
+        assert kernel.wait(100)
+        kernel.ready = wanted
+
     def add(self, row: int, prompt: Sequence[int], shared: Row | None = None, num_shared: int = 0, **setup: object) -> Row:
         """A new request in `row`; its first num_shared tokens (whole blocks) are read from the blocks of `shared`."""
         added = Row(row, list(prompt), len(prompt), computed=num_shared)
@@ -87,7 +94,7 @@ class Player:
                 flags |= RowFlag.DEVICE_TOKEN
             else:
                 ids += row.tokens[row.computed : end]
-            if row.prompt_logprobs is not None and row.computed < row.num_prompt and row.row in self.wants_prompt_logprobs:
+            if row.computed < row.num_prompt and row.row in self.wants_prompt_logprobs:
                 flags |= RowFlag.PROMPT_LOGPROBS
             plan.row[place], plan.num_new[place], plan.start[place], plan.flags[place] = row.row, count, row.computed, flags
         plan.token_ids[: len(ids)] = ids

@@ -45,9 +45,12 @@ def test_the_printed_curl_line_answers(server: Server) -> None:
     assert answer["choices"][0]["message"]["content"]
 
 
-def test_it_starts_in_bounded_time(server: Server, record_property: Callable[[str, object], None]) -> None:
+def test_it_starts_with_bounded_work(server: Server, record_property: Callable[[str, object], None]) -> None:
+    """CPU time, since other work on the machine stretches the wall clock; about 4 s are usual, most of it importing torch."""
+    used = sum(map(cpu_seconds, [server.process.pid, *server.children().values()]))
     record_property("startup_seconds", server.startup)
-    assert server.startup < 20
+    print(f"ready after {server.startup:.1f} s, {used:.1f} s of CPU time")
+    assert used < 20
 
 
 def test_processes_and_directory(server: Server, base: Path) -> None:
@@ -57,15 +60,16 @@ def test_processes_and_directory(server: Server, base: Path) -> None:
 
 
 def test_an_idle_engine_uses_no_cpu(server: Server, record_property: Callable[[str, object], None]) -> None:
-    """Heartbeats and ticks are all that happens: far below a tenth of one core."""
+    """Heartbeats and ticks are all that happens. Kernels may still compile behind the first window; a loop that spins shows in each."""
     pids = [server.process.pid, *server.children().values()]
-    time.sleep(1.0)  # what the tests before have left to do
-    before, start = sum(map(cpu_seconds, pids)), time.monotonic()
-    time.sleep(3.0)
-    share = (sum(map(cpu_seconds, pids)) - before) / (time.monotonic() - start)
-    record_property("idle_cpu_share", share)
-    print(f"idle: {100 * share:.1f} % of one core in {len(pids)} processes")
-    assert share < 0.1
+    shares: list[float] = []
+    while len(shares) < 5 and min(shares, default=1.0) > 0.05:
+        before, start = sum(map(cpu_seconds, pids)), time.monotonic()
+        time.sleep(3.0)
+        shares.append((sum(map(cpu_seconds, pids)) - before) / (time.monotonic() - start))
+    record_property("idle_cpu_share", min(shares))
+    print(f"idle: {100 * min(shares):.1f} % of one core in {len(pids)} processes")
+    assert min(shares) < 0.05, shares
 
 
 def test_a_busy_port_is_refused_at_once(server: Server) -> None:

@@ -40,7 +40,7 @@ def broken(source: str, target: Path, how: str) -> None:
         ("no config.json", "config.json"),
         ("no weights", "safetensors"),
         ("truncated weights", "safetensors"),
-        ("weights that are none", "safetensors"),
+        pytest.param("weights that are none", "safetensors", marks=pytest.mark.slow),
         ("unknown architecture", "PerpetuumMobileForCausalLM"),
         ("wrong shapes", "shape"),
         ("no tokenizer", "tokenizer"),

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from ipc import config
-from ipc.arena import Stat
-from ipc.config import ModelInfo
+from ipc.arena import I64, Stat
+from ipc.config import ChildSpec, ModelInfo
+from ipc.errors import EngineDeadError
 from quire import child_process
 from quire.child_process import Patience
 from quire.supervisor import EngineFailedError, Supervisor
@@ -205,6 +206,47 @@ def test_a_child_that_ignores_stop_is_killed(monkeypatch: pytest.MonkeyPatch) ->
             await supervisor.stop(0.5)
             assert 0.4 < time.monotonic() - start < 4
             assert not alive(worker)
+
+    run(test)
+
+
+def test_systemd_hears_of_readiness_life_and_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        manager.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+        monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+
+        async def test() -> None:
+            async with engine() as supervisor:
+                await supervisor.start()
+                assert manager.recv(200) == b"READY=1\nSTATUS=serving m"
+                await asyncio.sleep(1.5)
+                assert manager.recv(200) == b"WATCHDOG=1"
+                await supervisor.drain(5)
+                assert b"STOPPING=1" in manager.recv(200)
+
+        run(test)
+
+
+def test_no_process_is_left_when_one_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    real = child_process.start
+
+    def start(spec: ChildSpec, status: I64) -> child_process.Child:
+        if spec.role == "frontend":
+            raise EngineDeadError("cannot start a process for the frontend: no more processes")
+        started.append(real(spec, status))
+        return started[-1]
+
+    monkeypatch.setattr(child_process, "start", start)
+
+    async def test() -> None:
+        async with engine() as supervisor:
+            with pytest.raises(EngineDeadError, match="no more processes"):
+                await supervisor.start()
+        assert len(started) == 2
+        assert not any(alive(child.process.pid) for child in started)
 
     run(test)
 
