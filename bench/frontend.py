@@ -2,8 +2,8 @@
 
     python -m bench.frontend [--streams 256,1024] [--steps 200] [--kinds plain,stop,logprobs] [--json]
 
-Included: decoding the message, detokenizing, JSON, SSE and chunked framing, metrics. Left out: the kernel's part of a socket write; the transport
-keeps nothing. Kinds: plain text; stop (two stop strings that never match); logprobs (two alternatives per token). Text is English with some
+Included: decoding the message, detokenizing, JSON, SSE and chunked framing, metrics. Left out: the socket write; the transport keeps
+nothing. Kinds: plain text; stop (two stop strings that never match); logprobs (two alternatives per token). Text is English with some
 accents and emoji, so that some characters span tokens. CPU seconds are the process's own.
 """
 
@@ -37,8 +37,9 @@ from ipc.sampling_params import SamplingParams
 
 MODEL = Path(__file__).resolve().parent.parent / "quire" / "demo_model"
 TEXT = (
-    "The river rose in the night, and by morning the lower fields were a lake. \"Nobody crosses today,\" said the ferryman. "
-    "He lit his pipe, put the kettle on, and counted: 1, 2, 3 ... 117 sheep on the far bank. Café, naïve, 😀 and so on.\n\tThen it stopped.\n"
+    'The river rose in the night, and by morning the lower fields were a lake. "Nobody crosses today," said the ferryman. '
+    "He lit his pipe, put the kettle on, and counted: 1, 2, 3 ... 117 sheep on the far bank. Café, naïve, 😀 and so on.\n"
+    "\tThen it stopped.\n"
 )
 KINDS = {
     "plain": SamplingParams(max_tokens=None),

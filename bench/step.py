@@ -40,6 +40,7 @@ class Bench:
         self.arena = Arena.create(Dimensions.of(config, model))
         self.scheduler = Scheduler(config, model, rows * (length // BLOCK_SIZE + 2), b"0" * 32)
         self.step = 0
+        self.decoding = False
         self.outstanding: list[int] = []
         rng = np.random.default_rng(0)
         for handle in range(rows):
@@ -50,6 +51,7 @@ class Bench:
             self.turn()
         for _ in range(4):
             self.turn()
+        self.decoding = True
 
     def turn(self) -> tuple[int, int]:
         """Nanoseconds of one plan and one apply, with two steps in flight around them."""
@@ -69,7 +71,8 @@ class Bench:
         apply_began = time.perf_counter_ns()
         emissions = self.scheduler.apply(result, step)
         applied = time.perf_counter_ns()
-        assert sum(len(tokens.handles) for _, tokens in emissions) == 4 * count, "a row of the plan gave no token"
+        # While prompts are computed in chunks not every row gives one.
+        assert not self.decoding or sum(len(tokens.handles) for _, tokens in emissions) == 4 * count, "a row of the plan gave no token"
         return planned - began, applied - apply_began
 
 

@@ -11,7 +11,7 @@ PUBLIC_PATHS = frozenset({"/health"})
 
 
 class ApiKeys:
-    """Keys are kept and compared as SHA-256 digests, in constant time, so timing tells neither a key's length nor how much of it was right."""
+    """Keys are kept and compared as SHA-256 digests, in constant time: timing tells neither a key's length nor how much of it was right."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]

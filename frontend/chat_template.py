@@ -1,8 +1,8 @@
 """Renders a model's chat template in a sandbox, with a bound on time and on size.
 
-The template comes with the model, so it is not trusted: no attribute of Python's inside is reachable (Jinja's immutable sandbox), no operation
-makes a string or number out of proportion, and a render that takes too long is interrupted in its thread. It is interrupted rather than
-abandoned, because abandoned threads would soon hold all the places there are.
+The template comes with the model, so it is not trusted: no attribute of Python's inside is reachable (Jinja's immutable sandbox), no
+operation makes a string or number out of proportion, and a render that takes too long is interrupted in its thread. It is interrupted
+rather than abandoned, because abandoned threads would soon hold all the places there are.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         assert self.transport is not None
         self.transport.set_write_buffer_limits(high=TRANSPORT_HIGH_WATER)
+        self._server.count(+1)
         if self._server.full:
             self.transport.write(_FULL_ANSWER)
             self.close()
@@ -51,7 +52,6 @@ class Connection(RequestHandler):
             return
         # aiohttp's own timer begins with the first request; somebody who never sends one must not keep the place.
         self._header_timer = self._loop.call_later(HEADER_SECONDS, self._no_request_yet)
-        self._server.count_connections()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._header_timer is not None:
@@ -59,7 +59,7 @@ class Connection(RequestHandler):
         if self.response is not None:
             self.response.pause()
         super().connection_lost(exc)
-        self._server.count_connections()
+        self._server.count(-1)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -105,6 +105,7 @@ class HttpServer(web.Server):
         super().__init__(handler, handler_cancellation=True)
         self._max_connections = max_connections
         self._on_count = on_count
+        self._open = 0
         self._options = {
             "loop": asyncio.get_running_loop(),
             "access_log": None,
@@ -122,7 +123,9 @@ class HttpServer(web.Server):
 
     @property
     def full(self) -> bool:
-        return len(self._connections) > self._max_connections
+        return self._open > self._max_connections
 
-    def count_connections(self) -> None:
-        self._on_count(len(self._connections))
+    def count(self, change: int) -> None:
+        """A connection has come (+1) or gone (-1)."""
+        self._open += change
+        self._on_count(self._open)

@@ -87,8 +87,9 @@ class EngineClient:
         if epoch == self._epoch:
             return
         self._epoch = epoch
-        if self._channel is not None:
-            self._channel.close()
+        if self._channel is None:
+            return  # not started yet; `start` connects to this epoch
+        self._channel.close()
         self._connect()
         if self.streams:
             log.info("scheduler epoch %d: resubmitting %d requests", epoch, len(self.streams))

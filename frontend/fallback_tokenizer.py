@@ -19,7 +19,8 @@ def load(path: str) -> Backend:
         from transformers import AutoTokenizer
     except ImportError:
         raise ConfigError(
-            f"{path} has no tokenizer.json; install quire with the extra 'transformers' to convert its tokenizer, or name another with --tokenizer"
+            f"{path} has no tokenizer.json; install quire with the extra 'transformers' to convert its tokenizer, "
+            "or name another with --tokenizer"
         ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, use_fast=True)

@@ -1,8 +1,8 @@
 """Counters and histograms in files that all frontends of one engine can read, and their Prometheus text.
 
-Each frontend maps its own file in the runtime directory and is the only one to write it; whoever is scraped adds up the files of all. A
-frontend that is restarted maps its predecessor's file, so counters never go backwards. No lock: a word is eight aligned bytes. Gauges of the engine
-come from the scheduler's status record at the time of the scrape.
+Each frontend maps its own file in the runtime directory and is the only one to write it; whoever is scraped adds up the files of all.
+A frontend that is restarted maps its predecessor's file, so counters never go backwards. No lock: a word is eight aligned bytes.
+Gauges of the engine come from the scheduler's status record at the time of the scrape.
 """
 
 from __future__ import annotations

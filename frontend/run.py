@@ -33,7 +33,6 @@ def run(spec: ChildSpec) -> int:
 class Frontend(Actor):
     """HTTP in front of the engine. The listening socket is the supervisor's, shared with the other frontends."""
 
-    client: EngineClient
     app: App
 
     def __init__(self, spec: ChildSpec) -> None:
@@ -41,12 +40,13 @@ class Frontend(Actor):
         self._server: asyncio.Server | None = None
         self._http: HttpServer | None = None
         self._drained = False
+        self.client = EngineClient(spec, self.context, self.arena)
 
     async def start(self) -> None:
         """Load the tokenizer, then accept connections."""
         self.loading("tokenizer")
         metrics = Metrics(self.spec.runtime_dir, self.spec.index)
-        self.client = EngineClient(self.spec, self.context, self.arena, self.loop, metrics)
+        self.client.metrics = metrics
         await self.client.start()
         self.app = App(self.spec, self.arena, self.client, metrics, _version())
         listener = socket.socket(fileno=self.spec.fds["listen"])
@@ -62,13 +62,15 @@ class Frontend(Actor):
         """Close connections; what still runs is aborted in the scheduler."""
         if self._server is not None:
             self._server.close()
-        if hasattr(self, "client"):
-            self.client.close()
+        self.client.close()
         if self._http is not None:
             await self._http.shutdown(timeout=1.0)
 
     def on_drain(self, message: Drain) -> None:
         """New requests get 503 from now on; those in flight have until the deadline."""
+        if not hasattr(self, "app"):
+            self.supervisor.send(Drained(self.spec.role, self.spec.index))
+            return
         self.app.admission.draining = True
         self.app.on_idle = self._check_drained
         left = (message.deadline_ns - time.monotonic_ns()) * 1e-9 - LAST_WORDS_SECONDS
@@ -76,6 +78,7 @@ class Frontend(Actor):
         self._check_drained()
 
     def on_peers(self, message: Peers) -> None:
+        # While the tokenizer loads, the client only takes note.
         self.client.scheduler_changed(message.scheduler_epoch)
 
     def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

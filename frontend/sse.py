@@ -1,7 +1,7 @@
 """Server-sent events written from the engine client's loop: frames are prebuilt around the text and go straight to the transport.
 
-A stream's client that reads slowly takes its response out of the direct path: text gathers, joined, until the transport has drained. One that does
-not read at all is cut off when the bound is reached.
+A stream's client that reads slowly takes its response out of the direct path: text gathers, joined, until the transport has drained.
+One that does not read at all is cut off when the bound is reached.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Usage:
 class SseResponse:
     """One HTTP response that carries the frames of one or more streams.
 
-    Closed at first: frames gather until `open`, which the handler calls once headers can go out, so that a request that is refused still gets
-    its proper status. `first` is done at the first frame or error, `done` when all streams have ended.
+    Closed at first: frames gather until `open`, which the handler calls once headers can go out, so that a request that is refused still
+    gets its proper status. `first` is done at the first frame or error, `done` when all streams have ended.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, chunked: bool = True) -> None:

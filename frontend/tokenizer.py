@@ -73,7 +73,7 @@ class Tokenizer:
         """Ids of `text`; the names of special tokens in it become those tokens."""
         try:
             return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):
             raise InvalidRequestError("the text has characters that are not Unicode (lone surrogates)") from None
 
     async def encode_soon(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -40,6 +40,7 @@ class ModelRunner:
         self._setup(plan)
         self.batch.update(plan)
         step = self.batch.inputs(plan)
+        self._device.begin_step(len(step.token_ids), *self._model.size)
         self.attention.plan(step)
         target = self._device.torch_device
         ids, positions = (torch.from_numpy(column).to(target) for column in (step.token_ids, step.positions))
@@ -107,9 +108,7 @@ class ModelRunner:
                 targets = self._sampler.history(row)[begin : begin + size].astype(np.int64)
                 columns = self._sampler.prompt_logprobs(logits, targets, self._sampler.prompt_logprobs_width(row))
                 rows = np.arange(first + offset, first + offset + size)
-                _write_logprobs(
-                    columns, rows, result.prompt_logprob, result.prompt_rank, result.prompt_top_ids, result.prompt_top_logprobs
-                )
+                _write_logprobs(columns, rows, result.prompt_logprob, result.prompt_rank, result.prompt_top_ids, result.prompt_top_logprobs)
 
 
 def _write_logprobs(

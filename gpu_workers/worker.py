@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from gpu_workers import collectives, kv_cache
-from gpu_workers.device import open_device
+from gpu_workers.device import Device, open_device
 from gpu_workers.models.load import load
 from gpu_workers.runner import ModelRunner
 from ipc.actor import Actor
@@ -30,6 +30,7 @@ class Worker(Actor):
         self.rank, self.num_ranks = spec.index, spec.config.parallel.tensor_parallel_size
         self._scheduler: Channel[Any] | None = None
         self._runner: ModelRunner | None = None
+        self._device: Device | None = None
         self._last_progress = 0.0
         self._num_blocks = self._block_bytes = 0
 
@@ -37,21 +38,23 @@ class Worker(Actor):
         self._connect()
         started = time.monotonic()
         config = self.spec.config
-        self.device = open_device(self.spec.device, self.rank, config)
-        self.ranks = collectives.join(self.rank, self.num_ranks, self.device.collectives, self._rendezvous())
-        self.model = load(config, self.spec.model, self.device, self.ranks, self._progress)
+        device = self._device = open_device(self.spec.device, self.rank, config)
+        self.ranks = collectives.join(self.rank, self.num_ranks, device.collectives, self._rendezvous())
+        self.model = load(config, self.spec.model, device, self.ranks, self._progress)
         spec, heads = self.model.spec, self.model.heads
         self._block_bytes = kv_cache.bytes_per_block(
             spec.num_layers, heads.num_kv, config.cache.block_size, spec.head_dim, self.model.dtype
         )
-        self._num_blocks = kv_cache.affordable_blocks(config, self.device, self._block_bytes, self.arena.dimensions)
+        self._num_blocks = kv_cache.affordable_blocks(config, device, self._block_bytes, self.arena.dimensions)
         log.info(
             "%s in %s loaded in %.1f s on %s", self.spec.model.architecture, str(self.model.dtype).removeprefix("torch."),
-            time.monotonic() - started, self.device.name,
+            time.monotonic() - started, device.name,
         )  # fmt: skip
         self._announce()
 
     async def stop(self) -> None:
+        if self._device is not None:
+            self._device.close()
         if self._scheduler is not None:
             self._scheduler.close()
 
@@ -93,8 +96,9 @@ class Worker(Actor):
 
     def _allocate(self, num_blocks: int) -> None:
         assert self._scheduler is not None
+        assert self._device is not None
         self._runner = ModelRunner(
-            self.model, self.device, self.ranks, self.arena.dimensions, self.spec.config.cache.block_size, num_blocks
+            self.model, self._device, self.ranks, self.arena.dimensions, self.spec.config.cache.block_size, num_blocks
         )
         self._scheduler.send(KVReady(self.rank))
         self.ready(f"{num_blocks} KV blocks, {num_blocks * self._block_bytes / 2**20:.0f} MiB")

@@ -29,6 +29,7 @@ from ipc.messages import Drain, Fatal, Hello, Loading, PeerGone, Peers, Ready, S
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
+LAST_WORDS_MS = 1000
 _PR_SET_PDEATHSIG = 1
 
 
@@ -123,9 +124,8 @@ class Actor:
         await self._stopped.wait()
         beat.cancel()
         await self.stop()
-        # Gives ZeroMQ's I/O thread the moment it needs to hand over a last Fatal or Drained.
-        await asyncio.sleep(0.05)
-        self.supervisor.close()
+        # A last Fatal or Drained still has to pass ZeroMQ's I/O thread, which on a busy machine takes longer than one would think.
+        self.supervisor.close(LAST_WORDS_MS)
         self.context.destroy(linger=0)
         return self._exit_code
 

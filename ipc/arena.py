@@ -279,6 +279,27 @@ class Stat(enum.IntEnum):
     OPEN_CONNECTIONS = 33
 
 
+class EngineStats(msgspec.Struct, frozen=True):
+    """What the scheduler says of itself at one moment; counters count from its start."""
+
+    num_running: int
+    num_waiting: int
+    blocks_total: int
+    blocks_used: int  # held by running requests
+    blocks_cached: int  # held by the prefix cache alone
+    prefix_queries: int  # prompt tokens looked up
+    prefix_hits: int
+    preemptions: int
+    prompt_tokens: int  # computed by prefill
+    generation_tokens: int
+    steps: int
+
+    @classmethod
+    def of(cls, record: I64) -> EngineStats:
+        """From the scheduler's status record."""
+        return cls(**{name: int(record[Stat[name.upper()]]) for name in cls.__struct_fields__})
+
+
 class Arena:
     """A process's mapping of the engine's shared memory.
 

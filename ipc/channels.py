@@ -52,10 +52,11 @@ class Channel(Generic[Incoming]):
         self._is_router = socket.type == zmq.ROUTER
         self._sent: dict[str, int] = {}
         self._received: dict[str, int] = {}
-        self._queued: deque[list[bytes]] = deque()
+        self._queued: dict[str, deque[list[bytes]]] = {}  # by peer: one that does not read holds up nobody else
         self._handler: Callable[[str, Incoming], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain_soon = False
+        self._flush_later = False
         self._fd = cast(int, socket.getsockopt(zmq.FD))
         self.dropped = 0
 
@@ -96,13 +97,13 @@ class Channel(Generic[Incoming]):
         frames = [_HEADER.pack(self._epoch, number), _ENCODER.encode(message)]
         if self._is_router:
             frames.insert(0, peer.encode())
-        if self._queued:
-            self._queue(frames)
+        if peer in self._queued:
+            self._queue(peer, frames)
             return True
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.Again:
-            self._queue(frames)
+            self._queue(peer, frames)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -116,32 +117,43 @@ class Channel(Generic[Incoming]):
         """Drop what is kept about a peer that died."""
         self._sent.pop(peer, None)
         self._received.pop(peer, None)
+        self._queued.pop(peer, None)
 
-    def close(self) -> None:
-        """Stop delivery and close at once; unsent messages are dropped."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Stop delivery and close; messages that ZeroMQ has not sent within `linger_ms` (which the context's end waits for) are dropped."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
         self._handler = None
-        self._socket.close(linger=0)
+        self._socket.close(linger=linger_ms)
 
-    def _queue(self, frames: list[bytes]) -> None:
-        if len(self._queued) >= MAX_QUEUED:
-            raise ChannelFullError(f"{MAX_QUEUED} messages wait for a peer that does not read")
-        self._queued.append(frames)
-        if self._loop is not None and len(self._queued) == 1:
+    def _queue(self, peer: str, frames: list[bytes]) -> None:
+        waiting = self._queued.setdefault(peer, deque())
+        if len(waiting) >= MAX_QUEUED:
+            raise ChannelFullError(f"{MAX_QUEUED} messages wait for {peer or 'a peer'}, which does not read")
+        waiting.append(frames)
+        if self._loop is not None and not self._flush_later:
+            self._flush_later = True
             self._loop.call_later(RETRY_SECONDS, self._flush)
 
     def _flush(self) -> None:
-        while self._queued and not self._socket.closed:
+        """Send what waits, each peer's in order. ZeroMQ has no event for one peer of a ROUTER, so this asks again by timer."""
+        self._flush_later = False
+        if self._socket.closed:
+            return
+        for peer in list(self._queued):
+            waiting = self._queued[peer]
             try:
-                self._socket.send_multipart(self._queued[0], zmq.NOBLOCK)
+                while waiting:
+                    self._socket.send_multipart(waiting[0], zmq.NOBLOCK)
+                    waiting.popleft()
             except zmq.Again:
-                break
+                continue
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
-            self._queued.popleft()
-        if self._queued and self._loop is not None and not self._socket.closed:
+            del self._queued[peer]  # all sent, or the peer is gone
+        if self._queued and self._loop is not None:
+            self._flush_later = True
             self._loop.call_later(RETRY_SECONDS, self._flush)
 
     def _schedule_drain(self) -> None:

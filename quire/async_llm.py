@@ -11,6 +11,7 @@ from typing import Any
 from frontend.engine_client import EngineClient
 from frontend.outputs import CompletionOutput, RequestOutput
 from frontend.tokenizer import Tokenizer
+from ipc.arena import EngineStats
 from ipc.config import Config, ModelInfo
 from ipc.errors import EngineDeadError
 from ipc.sampling_params import SamplingParams
@@ -33,6 +34,10 @@ class AsyncLLM:
     async def start(cls, model: str = "", **settings: Any) -> AsyncLLM:
         """A started engine, made without blocking the loop."""
         return await cls(model, **settings).__aenter__()
+
+    def engine_stats(self) -> EngineStats:
+        """Requests, KV blocks, prefix hits and tokens so far. Raises EngineDeadError when the engine is gone."""
+        return self._engine.stats()
 
     @property
     def config(self) -> Config:

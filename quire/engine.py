@@ -19,6 +19,7 @@ import zmq
 
 from frontend.engine_client import EngineClient
 from ipc import config as configuration
+from ipc.arena import EngineStats
 from ipc.config import Config, ModelInfo
 from ipc.errors import ConfigError, EngineDeadError
 from quire import device_choice, model_source
@@ -64,6 +65,11 @@ class EmbeddedEngine:
             work.close()
             raise
         return asyncio.run_coroutine_threadsafe(work, self._thread.loop)
+
+    def stats(self) -> EngineStats:
+        """The scheduler's counters, read from shared memory. Raises EngineDeadError when there is no engine."""
+        self.check()
+        return EngineStats.of(self._thread.supervisor.arena.status("scheduler"))
 
     @property
     def dead(self) -> str:

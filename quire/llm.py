@@ -9,6 +9,7 @@ from typing import Any
 
 from frontend.outputs import RequestOutput
 from frontend.tokenizer import Tokenizer
+from ipc.arena import EngineStats
 from ipc.config import Config
 from ipc.sampling_params import SamplingParams
 from quire import offline
@@ -28,6 +29,10 @@ class LLM:
 
     def __init__(self, model: str = "", **settings: Any) -> None:
         self._engine = EmbeddedEngine(model, settings)
+
+    def engine_stats(self) -> EngineStats:
+        """Requests, KV blocks, prefix hits and tokens so far. Raises EngineDeadError when the engine is gone."""
+        return self._engine.stats()
 
     @property
     def config(self) -> Config:

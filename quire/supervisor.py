@@ -45,7 +45,7 @@ TICK_SECONDS = 1.0
 # Runnable requests and ready workers, but no step for this long: the engine is stuck, however well all hearts beat.
 STALL_SECONDS = 600.0
 # A child's last message travels through ZeroMQ, its end through the kernel: the message may come second.
-LAST_WORDS_SECONDS = 0.1
+LAST_WORDS_SECONDS = 0.5
 
 
 class EngineFailedError(EngineDeadError):

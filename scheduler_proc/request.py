@@ -46,7 +46,8 @@ class Request:
 
     tokens: int32, all known tokens (prompt, then output) while it has no row; in a row its history column is the truth and this one
     is behind. end: absolute position at which it ends by length (its last token is end - 1). target: tokens to prefill in
-    its present row. setup_bytes: see row_setup.size. path_len, num_shared, node, path_open, keys: its place in the prefix tree, kept by KVManager.
+    its present row. setup_bytes: see row_setup.size. path_len, num_shared, node, path_open, keys: its place in the prefix tree, kept
+    by KVManager.
     """
 
     __slots__ = (

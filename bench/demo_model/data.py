@@ -102,7 +102,18 @@ MAIN = {
     "plain": 3,
     "word_problem": 1,
 }
-STAGES = {"early": EARLY, "main": MAIN}
+# While the rate falls: more of what is still being learnt by then.
+LATE = MAIN | {
+    "tokens": 1,
+    "small_talk": 8,
+    "arithmetic_three_digits": 13,
+    "spelling": 20,
+    "json": 6,
+    "tool_call": 8,
+    "thinking": 20,
+    "chat": 4,
+}
+STAGES = {"early": EARLY, "main": MAIN, "late": LATE}
 
 
 def token_copy(rng: random.Random, end: int) -> Document:

@@ -163,7 +163,7 @@ def run(options: argparse.Namespace, worker: int) -> None:
         progress = agreed(options.start + (1 - options.start) * done)
         if progress >= 1:
             break
-        stage = "early" if progress < options.early else "main"
+        stage = "early" if progress < options.early else "main" if progress < 1 - FALL else "late"
         recent.append(trainer.step(stream.take(options.batch // options.workers, stage), height(progress)))
         if not first:
             continue

@@ -127,9 +127,7 @@ def _choice(
     return choice
 
 
-def legacy_logprobs(
-    ids: list[int], entries: Sequence[TokenLogprobs | None], tokenizer: Tokenizer, offset: int
-) -> dict[str, Any]:
+def legacy_logprobs(ids: list[int], entries: Sequence[TokenLogprobs | None], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
     """OpenAI's columns. The chosen token is in top_logprobs with the very same number, which clients compare by equality."""
     tokens = [tokenizer.token_text(token) for token in ids]
     offsets, values, tops = [], [], []
@@ -142,7 +140,7 @@ def legacy_logprobs(
 
 
 async def _prompt_only(app: App, answer: Answer, texts: list[str], logprobs: int | None) -> web.Response:
-    """echo with max_tokens 0: the prompt and, if asked for, its logprobs. The one token the engine makes for it is not shown nor counted."""
+    """echo with max_tokens 0: the prompt and, if asked for, its logprobs. The token the engine makes for it is not shown nor counted."""
     outputs = await app.client.run(answer.prompts) if logprobs is not None else None
     choices: list[dict[str, Any]] = []
     for place, prompt in enumerate(answer.prompts):

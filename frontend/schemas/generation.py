@@ -2,8 +2,8 @@
 
 Accepted and ignored, because they cannot change what is generated here: user, metadata, store, service_tier, parallel_tool_calls,
 safety_identifier, prompt_cache_key, prompt_cache_retention, prompt_cache_options, moderation, verbosity, best_of=1, modalities=["text"],
-spaces_between_special_tokens=true, and every name we do not know. Names that would change it and that this version does not have are refused:
-`REFUSED`.
+spaces_between_special_tokens=true, and every name we do not know. Names that would change it and that this version does not have are
+refused: `REFUSED`.
 """
 
 from __future__ import annotations

@@ -69,9 +69,7 @@ class DecodeKernel:
         a[SCRATCH], a[SCRATCH_WIDTH], a[TABLE_WIDTH], a[ROWS] = scratch.ctypes.data, scratch.shape[1], tables.shape[1], len(rows)
         a[SCALE_BITS] = int(np.float32(scale).view(np.uint32))
 
-    def run(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, window: int, out: torch.Tensor
-    ) -> None:
+    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, window: int, out: torch.Tensor) -> None:
         """Store the planned rows' k and v, attend, and write their rows of out [T, heads, head_dim]. Heads must be adjacent in memory."""
         a = self._arguments
         a[Q], a[K], a[V], a[OUT] = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()

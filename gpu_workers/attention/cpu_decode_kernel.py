@@ -9,14 +9,12 @@ from numba import carray, cfunc
 
 from gpu_workers.attention.cpu_decode import (
     BOUNDS,
-    K,
     K_CACHE,
     K_STRIDE,
     LENGTHS,
     NUM_ARGUMENTS,
     NUM_BLOCKS,
     OUT,
-    Q,
     Q_STRIDE,
     ROWS,
     SCALE_BITS,
@@ -25,10 +23,12 @@ from gpu_workers.attention.cpu_decode import (
     TABLE_WIDTH,
     TABLES,
     TOKENS,
-    V,
     V_CACHE,
     V_STRIDE,
     WINDOW,
+    K,
+    Q,
+    V,
 )
 from gpu_workers.attention.cpu_decode_vectors import add_values, score_keys
 from gpu_workers.device.cpu_native import as_float, exponential, narrow, pointer, signature, thread_number, widen

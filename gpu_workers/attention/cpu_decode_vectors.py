@@ -61,7 +61,9 @@ class _Vectors:
             width //= 2
             undefined = ir.Constant(value.type, ir.Undefined)
             low, high = (ir.Constant(ir.VectorType(_I32, width), list(range(first, first + width))) for first in (0, width))
-            value = self.builder.fadd(self.builder.shuffle_vector(value, undefined, low), self.builder.shuffle_vector(value, undefined, high))
+            value = self.builder.fadd(
+                self.builder.shuffle_vector(value, undefined, low), self.builder.shuffle_vector(value, undefined, high)
+            )
         return self.builder.extract_element(value, _I32(0))
 
     def _widen(self, bits: ir.Value) -> ir.Value:
@@ -76,7 +78,10 @@ def _literals(*arguments: Any) -> bool:
 
 @intrinsic(prefer_literal=True)
 def score_keys(_context, query, keys, scores, stride, dim, group, size, bf16):  # type: ignore[no-untyped-def]
-    """scores[g, j] = query[g] . keys[j] for `size` keys; addresses of float32 query [group, dim], keys [size, dim], scores [group, stride]."""
+    """scores[g, j] = query[g] . keys[j] for `size` keys.
+
+    Addresses of float32 query [group, dim], keys [size, dim] and float32 scores [group, stride].
+    """
     if not _literals(dim, group, size, bf16):
         return None
     width, heads, count, narrow = dim.literal_value, group.literal_value, size.literal_value, bool(bf16.literal_value)
@@ -88,8 +93,8 @@ def score_keys(_context, query, keys, scores, stride, dim, group, size, bf16):  
             key = vectors.load(builder.add(keys_at, builder.mul(loop.index, _I64(width * (2 if narrow else 4)))), 0, narrow)
             for g in range(heads):
                 products = None
-                for part, value in enumerate(vectors.load(query_at, g * width, False)):
-                    products = vectors.multiply_add(value, key[part], products) if products is not None else builder.fmul(value, key[part])
+                for value, other in zip(vectors.load(query_at, g * width, False), key):
+                    products = builder.fmul(value, other) if products is None else vectors.multiply_add(value, other, products)
                 column = builder.add(builder.mul(row, _I64(g)), loop.index)
                 place = builder.add(scores_at, builder.mul(column, _I64(4)))
                 builder.store(vectors.total(products), builder.inttoptr(place, _F32.as_pointer()), align=4)
@@ -100,7 +105,10 @@ def score_keys(_context, query, keys, scores, stride, dim, group, size, bf16):  
 
 @intrinsic(prefer_literal=True)
 def add_values(_context, weights, stride, values, sums, first, last, dim, group, bf16):  # type: ignore[no-untyped-def]
-    """sums[g] += weights[g, j] * values[j] for j in first .. last; addresses of float32 weights [group, stride], values [., dim], sums [group, dim]."""
+    """sums[g] += weights[g, j] * values[j] for first <= j < last.
+
+    Addresses of float32 weights [group, stride], values [., dim] and float32 sums [group, dim].
+    """
     if not _literals(dim, group, bf16):
         return None
     width, heads, narrow = dim.literal_value, group.literal_value, bool(bf16.literal_value)

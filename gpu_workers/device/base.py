@@ -10,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     from gpu_workers.attention import Attention
     from gpu_workers.kv_cache import KVCache
+    from gpu_workers.layers.ops import Ops
     from gpu_workers.models.spec import DecoderSpec
 
 
@@ -24,6 +25,10 @@ class Device(Protocol):
         """The dtype of weights and activations for config.model.dtype `wanted`; 'auto' follows the checkpoint."""
         ...
 
+    def begin_step(self, num_tokens: int, num_weights: int, weight_bytes: int) -> None:
+        """Called before each forward pass of num_tokens tokens through so many weights of this rank."""
+        ...
+
     def kv_cache_bytes(self, wanted: int | None) -> int:
         """Bytes this worker may give to KV blocks, now that the weights are loaded; None decides by what is free."""
         ...
@@ -34,6 +39,14 @@ class Device(Protocol):
 
     def pack_linear(self, weight: torch.Tensor) -> PackedLinear | None:
         """The weight [out, in] in the layout the device multiplies fastest, or None where the plain one is that."""
+        ...
+
+    def close(self) -> None:
+        """End what still runs in the background, before the process ends."""
+        ...
+
+    def ops(self, dtype: torch.dtype) -> Ops:
+        """The small operations between matrix products."""
         ...
 
     def prepare(self, shape: AttentionShape) -> None:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from gpu_workers.attention.cpu_decode import DecodeKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.device.base import AttentionShape, PackedLinear
+from gpu_workers.layers.cpu_ops import CPUOps
+from gpu_workers.layers.ops import Ops
 from ipc.config import Config
 
 if TYPE_CHECKING:
@@ -22,12 +24,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLOSE_SECONDS = 10.0
 KV_BYTES_MOST = 4 * 2**30
 KV_SHARE_OF_FREE = 0.25
 # oneDNN picks the blocked layout for this many rows; it serves other counts as well (measured, 1 to 256 rows).
 PACK_FOR_ROWS = 64
 # Up to so many rows of a float32 weight of up to so many elements, torch's default product wins (measured: 4 against 13 us).
 FEW_ROWS = 4
+# A step that one core does in less than this stays on the calling thread. Its dozens of small products would each wait for the other
+# threads to wake; where frontend and scheduler want the same cores, that made a 1 ms step one of 15 ms (measured).
+WORTH_THREADS_SECONDS = 0.003
+CORE_FLOPS = 150e9
+CORE_BANDWIDTH = 11e9
 SMALL_WEIGHT = 2**20
 
 
@@ -42,6 +50,7 @@ class CPUDevice:
         self.num_workers = config.parallel.tensor_parallel_size
         self.threads = config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // self.num_workers)
         self.decode_kernel: DecodeKernel | None = None
+        self.fused_ops: CPUOps | None = None
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
 
@@ -49,6 +58,10 @@ class CPUDevice:
         if wanted == "auto":
             return torch.bfloat16 if checkpoint == torch.float16 else checkpoint
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+
+    def begin_step(self, num_tokens: int, num_weights: int, weight_bytes: int) -> None:
+        alone = max(2 * num_tokens * num_weights / CORE_FLOPS, weight_bytes / CORE_BANDWIDTH)
+        torch.set_num_threads(1 if alone < WORTH_THREADS_SECONDS else self.threads)
 
     def kv_cache_bytes(self, wanted: int | None) -> int:
         return wanted if wanted is not None else min(KV_BYTES_MOST, int(available_memory() * KV_SHARE_OF_FREE) // self.num_workers)
@@ -62,6 +75,16 @@ class CPUDevice:
         if not _can_pack(weight.dtype):
             return None
         return _MkldnnLinear(weight)
+
+    def close(self) -> None:
+        # A thread that LLVM still compiles in while the interpreter ends can take the process down with a signal.
+        for compiling in (self.decode_kernel, self.fused_ops):
+            if compiling is not None:
+                compiling.wait(CLOSE_SECONDS)
+
+    def ops(self, dtype: torch.dtype) -> Ops:
+        self.fused_ops = CPUOps(dtype, self.threads)
+        return self.fused_ops
 
     def prepare(self, shape: AttentionShape) -> None:
         self.decode_kernel = DecodeKernel(shape, self.threads)

@@ -7,6 +7,7 @@ read, be known to be harmless, or be null.
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any, Literal, cast
 
@@ -21,12 +22,15 @@ HARMLESS = frozenset(
     _name_or_path _attn_implementation_autoset architectures attention_dropout auto_map bos_token_id classifier_dropout dtype
     embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label
     initializer_range is_decoder is_encoder_decoder label2id max_position_embeddings model_type name num_return_sequences
-    output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type resid_pdrop return_dict
+    output_attentions output_hidden_states output_scores
+    pad_token_id prefix pretraining_tp problem_type resid_pdrop return_dict
     return_dict_in_generate sep_token_id task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
-    bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample
+    bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
+    diversity_penalty do_sample
     early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty length_penalty max_length min_length
-    no_repeat_ngram_size num_beam_groups num_beams remove_invalid_values repetition_penalty suppress_tokens temperature tf_legacy_loss top_k
+    no_repeat_ngram_size num_beam_groups num_beams
+    remove_invalid_values repetition_penalty suppress_tokens temperature tf_legacy_loss top_k
     top_p typical_p add_cross_attention tie_encoder_decoder pruned_heads
     """.split()
 )
@@ -173,8 +177,6 @@ def _llama3(reader: ConfigReader, dim: int, theta: float, _length: int) -> Rotar
 
 
 def _yarn(reader: ConfigReader, dim: int, theta: float, length: int) -> RotarySpec:
-    import math
-
     factor = reader.number("factor")
     return RotarySpec(
         dim=dim,

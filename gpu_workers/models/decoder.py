@@ -13,14 +13,13 @@ from gpu_workers.collectives import Collectives
 from gpu_workers.device import Device
 from gpu_workers.layers.embedding import VocabParallelEmbedding
 from gpu_workers.layers.linear import ColumnParallelLinear, RowParallelLinear, column_shards, row_shard
+from gpu_workers.layers.ops import Ops
 from gpu_workers.layers.rotary import Rotary
 from gpu_workers.models.spec import DecoderSpec
 from gpu_workers.quantization.method import Shard
 from gpu_workers.quantization.unquantized import Unquantized
 from gpu_workers.weights.part import Part
 from ipc.errors import ConfigError
-
-Norm = torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,7 @@ class Build:
     ranks: Collectives
     dtype: torch.dtype
     device: torch.device
+    ops: Ops
 
     def method(self) -> Unquantized:
         return Unquantized(self.dtype, self.device)
@@ -58,7 +58,8 @@ class Heads:
             return cls(num, ranks.rank * num, num_kv, ranks.rank * num_kv)
         if ranks.size % spec.num_kv_heads:
             raise ConfigError(
-                f"tensor_parallel_size {ranks.size} neither divides nor is a multiple of the model's num_key_value_heads ({spec.num_kv_heads})"
+                f"tensor_parallel_size {ranks.size} neither divides nor is a multiple of "
+                f"the model's num_key_value_heads ({spec.num_kv_heads})"
             )
         return cls(num, ranks.rank * num, 1, ranks.rank * spec.num_kv_heads // ranks.size)
 
@@ -79,9 +80,7 @@ class AttentionLayer:
             for part, row in (("k", heads.num), ("v", heads.num + heads.num_kv))
         ]  # fmt: skip
         self.qkv = ColumnParallelLinear(build.method(), [q, *kv])
-        output = row_shard(
-            f"{self._name}.o", spec.hidden_size, spec.num_heads * dim, spec.output_bias, build.ranks, "attention width"
-        )
+        output = row_shard(f"{self._name}.o", spec.hidden_size, spec.num_heads * dim, spec.output_bias, build.ranks, "attention width")
         self.output = RowParallelLinear(build.method(), output, build.ranks)
         self._qk_norm = (build.ones(dim), build.ones(dim)) if spec.qk_norm else None
         self._qk_weight: torch.Tensor | None = None
@@ -116,12 +115,10 @@ class MLP:
     def __init__(self, build: Build, index: int) -> None:
         spec, name = build.spec, f"layers.{index}"
         gate_up = [(f"{name}.{part}", spec.intermediate_size, spec.mlp_bias) for part in ("gate", "up")]
-        self.gate_up = ColumnParallelLinear(
-            build.method(), column_shards(gate_up, spec.hidden_size, build.ranks, "intermediate_size")
-        )
+        self.gate_up = ColumnParallelLinear(build.method(), column_shards(gate_up, spec.hidden_size, build.ranks, "intermediate_size"))
         down = row_shard(f"{name}.down", spec.hidden_size, spec.intermediate_size, spec.mlp_bias, build.ranks, "intermediate_size")
         self.down = RowParallelLinear(build.method(), down, build.ranks)
-        self._activation = spec.activation
+        self._activation, self._ops = spec.activation, build.ops
 
     def parts(self) -> Iterator[Part]:
         yield from self.gate_up.parts()
@@ -132,10 +129,7 @@ class MLP:
         self.down.process(device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        if self._activation == "silu":
-            return self.down(F.silu(gate).mul_(up))
-        return self.down(F.gelu(gate, approximate="none" if self._activation == "gelu" else "tanh").mul_(up))
+        return self.down(self._ops.gated(self.gate_up(x), self._activation))
 
 
 class DecoderLayer:
@@ -143,7 +137,7 @@ class DecoderLayer:
 
     def __init__(self, build: Build, index: int, heads: Heads, rotary: Rotary) -> None:
         self._name, self._eps, self._scale = f"layers.{index}", build.spec.norm_eps, build.spec.residual_scale
-        self._shape = (build.spec.hidden_size,)
+        self._shape, self._ops = (build.spec.hidden_size,), build.ops
         self._attention_norm, self._mlp_norm = build.ones(*self._shape), build.ones(*self._shape)
         self.attention = AttentionLayer(build, index, heads, rotary)
         self.mlp = MLP(build, index)
@@ -160,9 +154,9 @@ class DecoderLayer:
 
     def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention) -> torch.Tensor:
         """x [T, hidden], changed in place and returned."""
-        normed = F.rms_norm(x, self._shape, self._attention_norm, self._eps)
-        x.add_(self.attention(normed, cos, sin, attention), alpha=self._scale)
-        return x.add_(self.mlp(F.rms_norm(x, self._shape, self._mlp_norm, self._eps)), alpha=self._scale)
+        attended = self.attention(self._ops.rms_norm(x, self._attention_norm, self._eps), cos, sin, attention)
+        normed = self._ops.add_rms_norm(x, attended, self._scale, self._mlp_norm, self._eps)
+        return x.add_(self.mlp(normed), alpha=self._scale)
 
 
 class Decoder:
@@ -173,7 +167,9 @@ class Decoder:
 
     def __init__(self, spec: DecoderSpec, max_length: int, ranks: Collectives, dtype: torch.dtype, device: Device) -> None:
         self.spec, self.dtype = spec, dtype
-        build = Build(spec, ranks, dtype, device.torch_device)
+        self.size = (0, 0)  # elements and bytes of this rank's parameters, set when they are loaded
+        self._ops = device.ops(dtype)
+        build = Build(spec, ranks, dtype, device.torch_device, self._ops)
         self.heads = Heads.of(spec, ranks)
         self._ranks = ranks
         self._rotary = Rotary(spec.rotary, max_length, dtype, device.torch_device)
@@ -213,7 +209,7 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """hidden [n, hidden] to logits [n, vocab_size] in the model's dtype on rank 0; None on the others."""
-        normed = F.rms_norm(hidden, (self.spec.hidden_size,), self._final_norm, self.spec.norm_eps)
+        normed = self._ops.rms_norm(hidden, self._final_norm, self.spec.norm_eps)
         logits = self._ranks.gather_columns(self._head.apply(normed))
         if logits is not None and self.spec.logit_scale != 1.0:
             logits.mul_(self.spec.logit_scale)

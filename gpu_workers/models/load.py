@@ -36,5 +36,6 @@ def load(config: Config, model: ModelInfo, device: Device, ranks: Collectives, p
     else:
         ignored = [*family.IGNORED, *([family.NAMES[TIED_HEAD]] if spec.tied_head else [])]
         safetensors_files.load(safetensors_files.Checkpoint(model.path), parts, family.NAMES, ignored, progress)
+    decoder.size = sum(part.target.numel() for part in parts), sum(part.target.nbytes for part in parts)
     decoder.process(device)
     return decoder

@@ -32,10 +32,9 @@ class Checkpoint:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._open: dict[str, Any] = {}
+        self._held: dict[str, set[str]] = {}
         listed = _index(directory)
-        self._file_of: dict[str, str] = listed if listed is not None else {
-            name: file for file in _files(directory) for name in self._handle(file).keys()
-        }
+        self._file_of = listed if listed is not None else {name: file for file in _files(directory) for name in self._names(file)}
         if listed is not None:
             for name, file in listed.items():
                 if name not in self._names(file):
@@ -62,10 +61,9 @@ class Checkpoint:
             raise ConfigError(f"{self._directory}/{file}: cannot read {name}: {error}") from None
 
     def _names(self, file: str) -> set[str]:
-        handle = self._handle(file)
-        if not hasattr(self, "_held"):
-            self._held: dict[str, set[str]] = {}
-        return self._held.setdefault(file, set(handle.keys()))
+        if file not in self._held:
+            self._held[file] = set(self._handle(file).keys())
+        return self._held[file]
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:

@@ -90,9 +90,7 @@ class ApiServer:
                 connection.sendall(data)
             return read_answer(connection)
 
-    def request(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, dict[str, str], bytes]:
+    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
         """One request on a connection of its own; body: bytes as they are, anything else as JSON."""
         return self.raw(http(method, path, body, headers))
 

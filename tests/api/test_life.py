@@ -139,8 +139,8 @@ def test_metrics_count_what_happened(slow: ApiServer) -> None:
 
 def test_a_slow_reader_gets_everything() -> None:
     """Its text gathers while it does not read; nobody else waits for it."""
-    with api_server(Config(), delay=0.0) as server:
-        body = {**LONG, "stream": True, "n": 2}
+    with api_server(Config(), num_blocks=2000) as server:
+        body = {**LONG, "stream": True, "n": 12}
         connection = begin(server, body, receive_buffer=4096)
         time.sleep(0.3)
         began = time.monotonic()
@@ -151,13 +151,48 @@ def test_a_slow_reader_gets_everything() -> None:
             status, _, raw = read_answer(connection)
         found = events(raw)
         assert status == 200 and found[-1] == "[DONE]"
-        # 1900 frames at 200 bytes do not fit into the transport, so text was joined.
-        assert len(found) < 2 * 1900
-        texts = ["", ""]
+        # 12 x 1900 frames of 200 bytes do not fit into the kernel's buffers and the transport, so text was joined.
+        assert len(found) < 12 * 1900
+        texts = [""] * 12
         for each in found[:-1]:
             texts[each["choices"][0]["index"]] += each["choices"][0]["text"]
         whole = server.post(COMPLETIONS, LONG)[1]["choices"][0]["text"]
-        assert texts == [whole, whole]
+        assert texts == [whole] * 12
+
+
+def test_a_client_that_never_reads_is_cut_off() -> None:
+    with api_server(Config()) as server:
+        before = scrape(server)["quire:slow_readers_total"]
+        connection = begin(server, {**LONG, "stream": True, "n": 8, "logprobs": 10}, receive_buffer=4096)
+        until(lambda: scrape(server)["quire:slow_readers_total"] == before + 1, 60.0)
+        with connection:
+            data = b""
+            with contextlib.suppress(ConnectionResetError):
+                while part := connection.recv(1 << 20):
+                    data += part
+        assert b"[DONE]" not in data
+        until(lambda: idle(server), 2.0)
+        assert server.post(COMPLETIONS, {"prompt": "one", "max_tokens": 20})[0] == 200
+
+
+def test_an_old_client_gets_a_stream_without_chunks(slow: ApiServer) -> None:
+    raw = http("POST", COMPLETIONS, {"prompt": "one two", "stream": True, "max_tokens": 20}).replace(b"HTTP/1.1", b"HTTP/1.0")
+    status, headers, body = slow.raw(raw)
+    assert status == 200 and "transfer-encoding" not in headers
+    assert "".join(each["choices"][0]["text"] for each in events(body)[:-1]) == "one two"
+
+
+def test_too_many_connections() -> None:
+    config = Config(server=ServerConfig(max_connections=3))
+    with api_server(config) as server:
+        held = [server.connect() for _ in range(3)]
+        until(lambda: int(server.engine.arena.status("frontend")[Stat.OPEN_CONNECTIONS]) == 3)
+        status, headers, raw = server.request("GET", "/health")
+        assert status == 503 and headers["retry-after"] and "connections" in json.loads(raw)["error"]["message"]
+        for connection in held:
+            connection.close()
+        until(lambda: int(server.engine.arena.status("frontend")[Stat.OPEN_CONNECTIONS]) == 0)
+        assert server.get("/health")[0] == 200
 
 
 def test_keys() -> None:
@@ -170,7 +205,15 @@ def test_keys() -> None:
             assert headers["www-authenticate"] == "Bearer"
         for path in (COMPLETIONS, "/tokenize", "/detokenize", "/v1/chat/completions"):
             assert server.request("POST", path, body)[0] == 401
-        bad = ["Bearer wrong", "Bearer ", "Bearer first-key2", "Bearer first-ke", "Basic first-key", "first-key", "Bearer first-key second-key"]
+        bad = [
+            "Bearer wrong",
+            "Bearer ",
+            "Bearer first-key2",
+            "Bearer first-ke",
+            "Basic first-key",
+            "first-key",
+            "Bearer first-key second-key",
+        ]
         for value in bad:
             assert server.request("POST", COMPLETIONS, body, {"Authorization": value})[0] == 401
         assert server.request("POST", COMPLETIONS, body, {"x-api-key": "wrong"})[0] == 401

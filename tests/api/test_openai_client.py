@@ -40,7 +40,9 @@ def test_completion_stream(client: openai.OpenAI) -> None:
 
 
 def test_chat(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="demo", messages=USER, max_completion_tokens=20, logprobs=True, top_logprobs=2, stop=["😀"])
+    answer = client.chat.completions.create(
+        model="demo", messages=USER, max_completion_tokens=20, logprobs=True, top_logprobs=2, stop=["😀"]
+    )
     choice = answer.choices[0]
     assert choice.message.content == "user\nhi "
     assert choice.finish_reason == "stop"

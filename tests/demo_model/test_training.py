@@ -50,6 +50,13 @@ def test_the_stream_follows_from_the_seed_and_has_few_shapes(tokenizer: Tokenize
         assert width in data.WIDTHS and rows == -(-data.BATCH_TOKENS // width)
 
 
+def test_a_draft_also_learns_from_its_teacher(tokenizer: Tokenizer) -> None:
+    torch.manual_seed(0)
+    model, (batch, *_) = Llama(TINY), data.Stream(0, tokenizer).take(100, "early")
+    alone, same = train.loss_of(model, batch).item(), train.loss_of(model, batch, model).item()
+    assert same == pytest.approx(alone / 2, rel=1e-3)  # a teacher of one's own mind only halves the other part
+
+
 @pytest.mark.parametrize("shape", [(2, 32, 64), (3, 64, 32), (1, 48, 48)])
 def test_orthogonalized(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

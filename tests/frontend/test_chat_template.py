@@ -21,7 +21,8 @@ def tokenizer(template: str | None = backends.TEMPLATE) -> Tokenizer:
 
 def test_what_templates_use_works() -> None:
     template = ChatTemplate(
-        "{%- for m in messages %}\n    {%- if loop.index > 2 %}{% break %}{% endif %}\n{{ m | tojson }} {% endfor %}{{ strftime_now('%Y') | length }}"
+        "{%- for m in messages %}\n    {%- if loop.index > 2 %}{% break %}{% endif %}\n{{ m | tojson }} {% endfor %}"
+        "{{ strftime_now('%Y') | length }}"
     )
     assert template.render(messages=[{"a": "<é>"}, {"b": 1}, {"c": 2}]) == '{"a": "<é>"} {"b": 1} 4'
 
@@ -88,7 +89,11 @@ def test_an_endless_template_is_interrupted_and_its_thread_is_free_again() -> No
         ("{% for m in messages %}{{ m['content'] | trim }}{% endfor %}", False),
         ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", True),
         # lists in one branch, text in the other: parts are flattened, which is right for both
-        ("{% for m in messages %}{% if x %}{{ m.content + 'x' }}{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}{% endfor %}", False),
+        (
+            "{% for m in messages %}{% if x %}{{ m.content + 'x' }}{% else %}"
+            "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}{% endfor %}",
+            False,
+        ),
     ],
 )
 def test_which_templates_take_parts(source: str, handles: bool) -> None:

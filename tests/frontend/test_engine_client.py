@@ -82,7 +82,15 @@ def play(tmp_path: Path, scenario: Scenario) -> None:
             eos_token_ids=[0],
         )
         spec = ChildSpec(
-            role="frontend", index=0, epoch=7, scheduler_epoch=1, runtime_dir=str(tmp_path), device="cpu", config=Config(), model=model, fds={}
+            role="frontend",
+            index=0,
+            epoch=7,
+            scheduler_epoch=1,
+            runtime_dir=str(tmp_path),
+            device="cpu",
+            config=Config(),
+            model=model,
+            fds={},
         )
         context: Any = zmq.Context()
         scheduler = Scheduler(context, spec, 1)
@@ -318,7 +326,7 @@ def test_prompt_logprobs_in_pieces(tmp_path: Path) -> None:
         ([1] * 100, SamplingParams()),
         ("x", SamplingParams(n=0)),
         ("x", SamplingParams(stop_token_ids=[10**6])),
-        ("x", SamplingParams(bad_words=["word " * 100] * 20)),
+        ("x", SamplingParams(bad_words=[f"{place} word " * 100 for place in range(20)])),
         ("\ud800", SamplingParams()),
     ],
 )

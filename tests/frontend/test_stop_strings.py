@@ -41,7 +41,10 @@ def test_any_cut_gives_the_same(parts: list[str], patterns: list[str], include: 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.text(alphabet="abc", min_size=1, max_size=3), max_size=12), st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1))
+@given(
+    st.lists(st.text(alphabet="abc", min_size=1, max_size=3), max_size=12),
+    st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1),
+)
 def test_no_more_is_held_back_than_may_become_a_match(parts: list[str], patterns: list[str]) -> None:
     matcher = StopMatcher(patterns, False)
     given_out = seen = ""

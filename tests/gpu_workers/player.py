@@ -58,11 +58,11 @@ class Player:
         self._step = 0
 
     def use_compiled(self, wanted: bool) -> None:
-        """Decode with the compiled kernel (waits until it is there) or with torch."""
-        kernel = self.device.decode_kernel
-        assert kernel is not None
-        assert kernel.wait(100)
-        kernel.ready = wanted
+        """Compute with the compiled kernels (waits until they are there) or with torch alone."""
+        for kernel in (self.device.decode_kernel, self.device.fused_ops):
+            assert kernel is not None
+            assert kernel.wait(100)
+            kernel.ready = wanted
 
     def add(self, row: int, prompt: Sequence[int], shared: Row | None = None, num_shared: int = 0, **setup: object) -> Row:
         """A new request in `row`; its first num_shared tokens (whole blocks) are read from the blocks of `shared`."""
@@ -134,7 +134,12 @@ class Player:
                 row.tokens.append(token)
                 row.nan |= bool(result.flags[place] & ResultFlag.NAN)
                 row.logprobs.append(
-                    (float(result.logprob[place]), int(result.rank[place]), result.top_ids[place].tolist(), result.top_logprobs[place].tolist())
+                    (
+                        float(result.logprob[place]),
+                        int(result.rank[place]),
+                        result.top_ids[place].tolist(),
+                        result.top_logprobs[place].tolist(),
+                    )
                 )
             sampled.append(token)
             first += count

@@ -1,4 +1,4 @@
-"""Real worker processes: the protocol with the scheduler, tensor parallelism over gloo, and what a bad checkpoint looks like from outside."""
+"""Real worker processes: the protocol with the scheduler, tensor parallelism over gloo, a bad checkpoint seen from outside."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ class Group:
         fd = os.memfd_create("spec", 0)
         os.write(fd, msgspec.json.encode(spec))
         process = subprocess.Popen(
-            [sys.executable, "-m", "quire.child"], pass_fds=(fd, self.arena.fd, self.death_read), env={**os.environ, "QUIRE_SPEC_FD": str(fd)}
+            [sys.executable, "-m", "quire.child"],
+            pass_fds=(fd, self.arena.fd, self.death_read),
+            env={**os.environ, "QUIRE_SPEC_FD": str(fd)},
         )
         os.close(fd)
         return process
@@ -120,7 +122,8 @@ class Group:
             self.step += 1
             for word, value in (
                 (PlanHeader.STEP, self.step), (PlanHeader.NUM_ROWS, 1), (PlanHeader.NUM_TOKENS, len(ids) or 1),
-                (PlanHeader.NUM_TOKEN_IDS, len(ids)), (PlanHeader.NUM_BLOCK_UPDATES, updates), (PlanHeader.SETUP_BYTES, len(setup) if first else 0),
+                (PlanHeader.NUM_TOKEN_IDS, len(ids)), (PlanHeader.NUM_BLOCK_UPDATES, updates),
+                (PlanHeader.SETUP_BYTES, len(setup) if first else 0),
             ):  # fmt: skip
                 plan.header[word] = value
             for rank in range(self.ranks):

@@ -195,3 +195,27 @@ def test_a_peer_that_does_not_read_is_an_error_and_nothing_is_lost_before(tmp_pa
         assert got == list(range(sent))
 
     run(scenario, tmp_path)
+
+
+def test_a_peer_that_does_not_read_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "HIGH_WATER_MARK", 50)
+
+    async def scenario(context: Context, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        server: Channel[Any] = router(context, address, FrontendToScheduler, epoch=9)
+        seen: set[str] = set()
+        server.attach(loop, lambda peer, message: seen.add(peer))
+        deaf: Channel[Any] = dealer(context, address, "frontend.0.3", SchedulerToFrontend, peer_epoch=9)
+        listening: Channel[Any] = dealer(context, address, "frontend.1.4", SchedulerToFrontend, peer_epoch=9)
+        got: list[int] = []
+        listening.attach(loop, lambda _peer, message: got.append(message.step))
+        deaf.send(Abort([1]))
+        listening.send(Abort([1]))
+        await until(lambda: len(seen) == 2)
+        for number in range(2000):
+            server.send(Tokens(number, 0, b"", b"", b""), "frontend.0.3")
+        server.send(Tokens(7, 0, b"", b"", b""), "frontend.1.4")
+        await until(lambda: got == [7])
+        server.forget("frontend.0.3")
+
+    run(scenario, tmp_path)

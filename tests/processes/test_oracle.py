@@ -19,7 +19,7 @@ OUTPUT = 20
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "chunked": {"max_num_batched_tokens": 24, "max_num_seqs": 24},
-    "preempting": {"num_blocks": 40, "max_num_seqs": 64},
+    "preempting": {"block_size": 4, "num_blocks": 120, "max_num_seqs": 64},
     "no_overlap": {"overlap": False, "block_size": 4},
     "no_prefix_cache": {"enable_prefix_caching": False, "block_size": 32},
 }

@@ -52,16 +52,16 @@ def test_the_watchdog_of_another_process_is_not_ours(monkeypatch: pytest.MonkeyP
 
 
 def test_an_inherited_socket_is_used() -> None:
-    """systemd passes the socket as descriptor 3; so does this test, to a process of its own."""
+    """systemd passes the socket as descriptor 3; here a process of its own puts it there."""
     code = (
-        "import os; os.environ['LISTEN_PID'] = str(os.getpid())\n"
+        "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid())\n"
         "from ipc.config import ServerConfig\nfrom quire import listening\n"
         "taken = listening.open_socket(ServerConfig(port=1))\n"
         "print(taken.getsockname()[1], os.environ.get('LISTEN_FDS'), os.get_inheritable(taken.fileno()))"
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         done = subprocess.run(
-            ["/bin/sh", "-c", f'exec "$0" -c "$1" 3<&{listener.fileno()}', sys.executable, code],
+            [sys.executable, "-c", code, str(listener.fileno())],
             cwd=ROOT,
             env=os.environ | {"LISTEN_FDS": "1"},
             pass_fds=[listener.fileno()],

@@ -381,6 +381,34 @@ def test_salt_separates() -> None:
     sim.check_outputs()
 
 
+def test_only_what_was_computed_is_cached_after_an_abort() -> None:
+    sim = Simulation(make_config(tokens=8))
+    prompt = list(range(3, 33))
+    handle = sim.submit(prompt, max_tokens=4)
+    sim.plan()
+    sim.abort(handle)
+    sim.submit(prompt, max_tokens=4)
+    sim.plan()
+    assert plan_rows(sim) == [(0, 8, 8, 0)]
+    sim.run()
+    sim.check_outputs()
+
+
+def test_a_block_whose_last_token_is_unknown_is_not_cached() -> None:
+    """Aborted with two steps out: position 7 is being computed, and which token stands there nobody here knows."""
+    sim = Simulation()
+    sim.scheduler.rows.history[:] = 33  # what an earlier owner left in the row
+    prompt = list(range(3, 10))
+    handle = sim.submit(prompt, max_tokens=9)
+    sim.plan()
+    sim.plan()
+    sim.abort(handle)
+    assert len(sim.scheduler.kv.cache) == 1
+    sim.submit(prompt + [33, 34], max_tokens=4)
+    sim.run()
+    sim.check_outputs()
+
+
 def test_caching_can_be_off() -> None:
     sim = Simulation(make_config(caching=False))
     for _ in range(2):

@@ -1,0 +1,92 @@
+"""Fused small operations for the CPU: one pass over memory and one wake-up of the threads instead of up to seven.
+
+torch serves them until the kernels are compiled, and everything the kernels do not know.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpu_workers.layers.ops import Ops
+
+log = logging.getLogger(__name__)
+
+# Below this many elements the calling thread does it alone: waking the others costs more.
+WORTH_THREADS = 2**16
+
+
+class CPUOps(Ops):
+    """Contract of Ops; x and gate_up must be contiguous, as they are in the decoder."""
+
+    def __init__(self, dtype: torch.dtype, threads: int) -> None:
+        self.ready = False
+        self._dtype, self._threads = dtype, threads
+        self._arguments = np.zeros(16, np.int64)
+        self._norm: Any = None
+        self._add_norm: Any = None
+        self._gated: Any = None
+        self._thread = threading.Thread(target=self._compile, name="compile-ops", daemon=True)
+        if dtype in (torch.float32, torch.bfloat16):
+            self._thread.start()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the kernels are ready within `timeout` seconds."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return self.ready
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        if not self.ready:
+            return super().rms_norm(x, weight, eps)
+        return self._normed(self._norm, x, x, 1.0, weight, eps)
+
+    def add_rms_norm(self, x: torch.Tensor, delta: torch.Tensor, scale: float, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        if not self.ready:
+            return super().add_rms_norm(x, delta, scale, weight, eps)
+        return self._normed(self._add_norm, x, delta, scale, weight, eps)
+
+    def gated(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+        if not self.ready or activation != "silu":
+            return super().gated(gate_up, activation)
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty(rows, width, dtype=gate_up.dtype)
+        a = self._arguments
+        a[0], a[3], a[4], a[5] = gate_up.data_ptr(), out.data_ptr(), rows, width
+        self._launch(self._gated, rows * width)
+        return out
+
+    def _normed(self, kernel: Any, x: torch.Tensor, delta: torch.Tensor, scale: float, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        out = torch.empty_like(x)
+        a = self._arguments
+        a[0], a[1], a[2], a[3] = x.data_ptr(), delta.data_ptr(), weight.data_ptr(), out.data_ptr()
+        a[4], a[5] = x.shape
+        a[7], a[8] = np.array((eps, scale), np.float32).view(np.uint32)
+        self._launch(kernel, x.numel())
+        return out
+
+    def _launch(self, kernel: Any, elements: int) -> None:
+        threads = self._threads if elements >= WORTH_THREADS else 1
+        self._arguments[6] = threads
+        kernel(threads)
+
+    def _compile(self) -> None:
+        try:
+            from gpu_workers.device.cpu_native import launcher
+            from gpu_workers.layers.cpu_ops_kernels import norm, silu_gated
+
+            bf16 = self._dtype == torch.bfloat16
+            try:
+                kernels = norm(bf16, False, True), norm(bf16, True, True), silu_gated(bf16, True)
+            except RuntimeError:  # numba found no directory for its cache
+                kernels = norm(bf16, False, False), norm(bf16, True, False), silu_gated(bf16, False)
+            self._norm, self._add_norm, self._gated = (launcher(kernel, self._arguments) for kernel in kernels)
+        except Exception as error:
+            # Whatever numba or a missing libgomp may raise: torch computes the same, more slowly.
+            log.warning("small operations stay with torch: %s: %s", type(error).__name__, error)
+            return
+        self.ready = True
