@@ -63,6 +63,8 @@ ENGINE_COUNTERS = {
     "engine_step_tokens": ("Tokens computed in steps, prefill and decode.", Stat.STEP_TOKENS),
     "evicted_blocks": ("KV blocks evicted from the prefix cache.", Stat.EVICTED_BLOCKS),
 }
+# label: word of the scheduler's record that sums nanoseconds
+ENGINE_STAGES = {"plan": Stat.PLAN_NS, "apply": Stat.APPLY_NS, "worker": Stat.FORWARD_NS}
 ALIASES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info")
 
 
@@ -145,6 +147,12 @@ def render(metrics: Metrics, spec: ChildSpec, arena: Arena) -> str:
             f"# TYPE quire:{name}_total counter",
             f"quire:{name}_total{{{labels}}} {int(scheduler[word])}",
         ]
+    lines += [
+        "# HELP quire:engine_stage_seconds_total Time spent in each stage of a step.",
+        "# TYPE quire:engine_stage_seconds_total counter",
+    ]
+    for stage, word in ENGINE_STAGES.items():
+        lines.append(f'quire:engine_stage_seconds_total{{{labels},stage="{stage}"}} {int(scheduler[word]) * 1e-9:.6f}')
     for name, text, extra, number in _gauges(spec, arena, scheduler):
         for prefix in ("quire", "vllm") if name in ALIASES else ("quire",):
             lines += [

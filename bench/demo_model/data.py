@@ -104,14 +104,16 @@ MAIN = {
 }
 # While the rate falls: more of what is still being learnt by then.
 LATE = MAIN | {
-    "tokens": 1,
+    "tokens": 0.5,
     "small_talk": 8,
-    "arithmetic_three_digits": 13,
-    "spelling": 20,
-    "json": 6,
-    "tool_call": 8,
-    "thinking": 20,
-    "chat": 4,
+    "arithmetic": 26,
+    "arithmetic_three_digits": 9,
+    "spelling": 25,
+    "counting": 8,
+    "tool_call": 9,
+    "thinking": 22,
+    "chat": 3,
+    "plain": 2,
 }
 STAGES = {"early": EARLY, "main": MAIN, "late": LATE}
 

@@ -226,6 +226,9 @@ NUMBER_WORDS = (
 
 WORDS = sorted({w for w in COMMON + NOUNS + ADJECTIVES if w.isalpha()})
 
+# A common word is a single token, whose letters nothing shows: it has to be learnt by heart, so these are not too many.
+SPELLED = sorted(set(NOUNS + ADJECTIVES) | {w for w in COMMON if len(w) <= 4})
+
 CONSONANTS = "b d f g k l m n p r s t v z".split()
 VOWELS = "a e i o u".split()
 SYLLABLES = [c + v for c in CONSONANTS for v in VOWELS]

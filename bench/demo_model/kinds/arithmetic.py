@@ -60,7 +60,7 @@ def operands(rng: random.Random, digits: int) -> tuple[int, str, int]:
     if sign == "*":
         return rng.randint(0, 12), sign, rng.randint(0, 12)
     a, b = (rng.randint(0, 10 ** rng.choice([digits, digits, digits, 1]) - 1) for _ in range(2))
-    if sign == "-" and a < b and rng.random() < 0.9:
+    if sign == "-" and a < b and rng.random() < 0.97:
         a, b = b, a
     return a, sign, b
 

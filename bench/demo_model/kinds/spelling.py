@@ -34,8 +34,8 @@ def spelled(word: str) -> str:
 def any_word(rng: random.Random) -> tuple[str, bool]:
     """A word, and whether it is made up. Only made-up ones can be held out: a real word may be one token, opaque unless seen."""
     if rng.random() < 0.5:
-        return words.made_up(rng, 1, 4), True
-    return rng.choice(words.WORDS), False
+        return words.made_up(rng, 2, 3), True
+    return rng.choice(words.SPELLED), False
 
 
 def sample(rng: random.Random) -> Example:
