@@ -105,13 +105,12 @@ MAIN = {
 # While the rate falls: more of what is still being learnt by then.
 LATE = MAIN | {
     "tokens": 0.5,
-    "small_talk": 8,
-    "arithmetic": 26,
-    "arithmetic_three_digits": 9,
-    "spelling": 25,
-    "counting": 8,
-    "tool_call": 9,
-    "thinking": 22,
+    "repeat": 32,
+    "small_talk": 11,
+    "arithmetic": 48,
+    "spelling": 28,
+    "thinking": 30,
+    "tool_call": 8,
     "chat": 3,
     "plain": 2,
 }
