@@ -36,10 +36,7 @@ class Admission:
         """
         if self.draining:
             raise EngineDeadError("the server is shutting down and takes no new requests")
-        if not self._served:
-            if self._scheduler[Stat.STATE] not in (State.READY, State.DRAINING):
-                raise EngineDeadError("the model is still loading")
-            self._served = True
+        self.check_served()
         self._rate.note(ended)
         waiting, limit = int(self._scheduler[Stat.NUM_WAITING]), self._spec.config.scheduler.max_queued_requests
         if waiting + count > limit:
@@ -47,6 +44,13 @@ class Admission:
                 f"{waiting} requests are waiting already, of {limit} that may; {count} more were asked for",
                 self._rate.seconds_for(waiting + count - limit),
             )
+
+    def check_served(self) -> None:
+        """Raise EngineDeadError until the engine has been ready once."""
+        if not self._served:
+            if self._scheduler[Stat.STATE] not in (State.READY, State.DRAINING):
+                raise EngineDeadError("the model is still loading")
+            self._served = True
 
     def health(self) -> tuple[str, dict[str, Any]]:
         """('ok' or what is wrong, details). Nothing is asked of the engine: it shows in the records whether it moves."""

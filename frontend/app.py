@@ -11,12 +11,14 @@ from aiohttp import web
 
 from frontend import http_errors
 from frontend.admission import Admission
-from frontend.auth import ApiKeys
+from frontend.answer_formats import AnswerFormats
+from frontend.auth import ApiKeys, HostNames, read_key_file
 from frontend.connection import HttpServer
 from frontend.engine_client import EngineClient
-from frontend.handlers import chat, completions, models, operation, tokenize
-from frontend.http_errors import HttpError
+from frontend.handlers import chat, completions, messages, models, ollama, operation, responses, tokenize
+from frontend.http_errors import Dialect, HttpError
 from frontend.metrics import COUNTERS, Metrics
+from frontend.response_store import Store
 from ipc.arena import Arena, Stat
 from ipc.config import ChildSpec
 from ipc.errors import InvalidRequestError, QuireError
@@ -25,17 +27,33 @@ Handler = Callable[["App", web.BaseRequest], Awaitable[web.StreamResponse]]
 ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/completions": {"POST": completions.create},
     "/v1/chat/completions": {"POST": chat.create},
+    "/v1/responses": {"POST": responses.create},
+    "/v1/messages": {"POST": messages.create},
+    "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/models": {"GET": models.list_models},
+    "/api/chat": {"POST": ollama.chat},
+    "/api/generate": {"POST": ollama.generate},
+    "/api/tags": {"GET": ollama.tags},
+    "/api/ps": {"GET": ollama.running},
+    "/api/show": {"POST": ollama.show},
+    "/api/version": {"GET": ollama.version},
     "/tokenize": {"POST": tokenize.tokenize},
     "/detokenize": {"POST": tokenize.detokenize},
     "/health": {"GET": operation.health},
     "/metrics": {"GET": operation.show_metrics},
     "/version": {"GET": operation.version},
 }
-GENERATING = frozenset({"/v1/completions", "/v1/chat/completions"})
+# Paths that carry a name: pattern of the whole path, and what it takes.
+NAMED_ROUTES: list[tuple[re.Pattern[str], dict[str, Handler]]] = [
+    (re.compile(r"/v1/models/.+"), {"GET": models.get_model}),
+    (re.compile(r"/v1/responses/[^/]+"), {"GET": responses.get, "DELETE": responses.delete}),
+    (re.compile(r"/v1/responses/[^/]+/cancel"), {"POST": responses.cancel}),
+    (re.compile(r"/v1/responses/[^/]+/input_items"), {"GET": responses.input_items}),
+]
+GENERATING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
     "Access-Control-Allow-Headers": "*, Authorization",
     "Access-Control-Max-Age": "86400",
 }
@@ -45,12 +63,17 @@ class App:
     """One frontend's HTTP side: what handlers need, and the entry point of every request."""
 
     def __init__(self, spec: ChildSpec, arena: Arena, client: EngineClient, metrics: Metrics, version: str) -> None:
+        """Raises ConfigError for a key file that cannot be used."""
         self.spec, self.arena, self.client, self.metrics, self.version = spec, arena, client, metrics, version
         self.server_config = spec.config.server
         self.admission = Admission(spec, arena)
+        self.formats = AnswerFormats.of(spec.config.server, client.tokenizer)
         self.in_flight = 0
         self.on_idle: Callable[[], None] | None = None  # called when the last request in flight has ended
-        self._keys = ApiKeys(spec.config.server.api_key)
+        self.stored = Store(self.server_config, spec.config.parallel.frontends)
+        key_file = self.server_config.api_key_file
+        self._keys = ApiKeys([*self.server_config.api_key, *(read_key_file(key_file) if key_file else [])])
+        self._hosts = HostNames(self.server_config.host, self.server_config.allowed_host)
         self._status = arena.status("frontend", spec.index)
 
     def make_server(self) -> HttpServer:
@@ -72,15 +95,23 @@ class App:
         except Exception as error:
             response = self._error(request, error)
         finally:
-            self.in_flight -= 1
-            if self.in_flight == 0 and self.on_idle is not None:
-                self.on_idle()
+            self.release()
         status = f"{response.status // 100}xx"
         if status in COUNTERS["http_requests"][2]:
             self.metrics.count("http_requests", status)
         if not response.prepared:
             response.headers.update(self.response_headers(request))
         return response
+
+    def hold(self) -> None:
+        """Something runs that no client waits for: the process is not idle."""
+        self.in_flight += 1
+
+    def release(self) -> None:
+        """A request, or what `hold` spoke of, has ended."""
+        self.in_flight -= 1
+        if self.in_flight == 0 and self.on_idle is not None:
+            self.on_idle()
 
     def response_headers(self, request: web.BaseRequest) -> dict[str, str]:
         """Headers of every response."""
@@ -112,15 +143,15 @@ class App:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
+        if not self._hosts.allow(request.headers.get("Host", "")):
+            raise HttpError(403, "this Host is not served here; --allowed-host adds names", None, "host_not_allowed")
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=_PREFLIGHT)
         if not self._keys.allow(path, request.headers):
             raise HttpError(
                 401, "a valid API key is needed: Authorization: Bearer <key>", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"}
             )
-        methods = ROUTES.get(path)
-        if methods is None and path.startswith("/v1/models/"):
-            methods = {"GET": models.get_model}
+        methods = ROUTES.get(path) or next((takes for pattern, takes in NAMED_ROUTES if pattern.fullmatch(path)), None)
         if methods is None:
             raise HttpError(404, f"there is nothing at {path[:200]}", None, "not_found")
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -138,10 +169,19 @@ class App:
 
     def _error(self, request: web.BaseRequest, error: Exception) -> web.Response:
         answer = http_errors.of(error)
-        response = web.Response(status=answer.status, body=answer.body(), content_type="application/json", headers=answer.headers)
+        response = web.Response(
+            status=answer.status, body=answer.body(dialect_of(request)), content_type="application/json", headers=answer.headers
+        )
         if answer.status in (408, 413, 417):
             response.force_close()
         return response
 
     def _count_connections(self, count: int) -> None:
         self._status[Stat.OPEN_CONNECTIONS] = count
+
+
+def dialect_of(request: web.BaseRequest) -> Dialect:
+    """Whose errors the client of this request understands."""
+    if request.path.startswith("/v1/messages") or "anthropic-version" in request.headers:
+        return Dialect.ANTHROPIC
+    return Dialect.OLLAMA if request.path.startswith("/api/") else Dialect.OPENAI

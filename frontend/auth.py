@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
+import re
 from collections.abc import Mapping, Sequence
+
+from ipc.errors import ConfigError
 
 # Load balancers and init systems probe it, and it tells nothing but whether the engine serves.
 PUBLIC_PATHS = frozenset({"/health"})
@@ -21,7 +25,51 @@ class ApiKeys:
         if not self._digests or path in PUBLIC_PATHS:
             return True
         scheme, _, token = headers.get("Authorization", "").partition(" ")
-        offered = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = hashlib.sha256(offered.encode("utf-8", "surrogateescape")).digest()
+        offered = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
         # No early exit: every key is compared.
-        return bool(offered) and sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+        return sum(self._matches(key) for key in offered if key) > 0
+
+    def _matches(self, key: str) -> int:
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        return sum(hmac.compare_digest(digest, known) for known in self._digests)
+
+
+def read_key_file(file: str) -> list[str]:
+    """Keys in a file, one per line; empty lines and those that begin with # are none.
+
+    Raises ConfigError if it cannot be read, or holds no key: the server would be open to all.
+    """
+    try:
+        with open(file, encoding="utf-8") as handle:
+            lines = [line.strip() for line in handle]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file: cannot read {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"--api-key-file: {file} holds no key")
+    return keys
+
+
+class HostNames:
+    """Names that a Host header may have. A web page can point its own name at 127.0.0.1 (DNS rebinding); the header tells."""
+
+    def __init__(self, bound: str, allowed: Sequence[str]) -> None:
+        """bound: the address the server listens on; anything but loopback is meant to be reached by names we do not know."""
+        self._any = "*" in allowed or not _is_loopback(bound)
+        self._names = {"localhost", "127.0.0.1", "[::1]", bound.lower(), *(name.lower() for name in allowed)}
+
+    def allow(self, host: str) -> bool:
+        """host: the header's value, with or without a port. HTTP/1.0 clients may leave it out; browsers never do."""
+        return self._any or not host or _PORT.sub("", host).lower() in self._names
+
+
+_PORT = re.compile(r":\d+$")
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

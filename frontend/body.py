@@ -23,9 +23,11 @@ def decoder(shape: type[Shape]) -> msgspec.json.Decoder[Shape]:
     return msgspec.json.Decoder(shape)
 
 
-async def read_json(request: web.BaseRequest, shape: msgspec.json.Decoder[Shape], limit: int) -> Shape:
-    """Decode the body, of at most `limit` bytes. Raises HttpError 408, 413, 415, 417, or InvalidRequestError naming the member."""
-    raw = await _read(request, limit)
+async def read_json(request: web.BaseRequest, shape: msgspec.json.Decoder[Shape], limit: int, any_type: bool = False) -> Shape:
+    """Decode the body, of at most `limit` bytes. any_type: take it for JSON whatever its Content-Type says.
+
+    Raises HttpError 408, 413, 415, 417, or InvalidRequestError naming the member."""
+    raw = await _read(request, limit, any_type)
     try:
         return shape.decode(raw)
     except msgspec.ValidationError as error:
@@ -44,12 +46,12 @@ async def read_json(request: web.BaseRequest, shape: msgspec.json.Decoder[Shape]
         raise InvalidRequestError("the body is nested too deeply", None, "invalid_json") from None
 
 
-async def _read(request: web.BaseRequest, limit: int) -> bytes:
+async def _read(request: web.BaseRequest, limit: int, any_type: bool) -> bytes:
     headers = request.headers
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise HttpError(415, "compressed request bodies are not accepted", None, "unsupported_encoding")
     kind = request.content_type
-    if "Content-Type" in headers and kind != "application/json" and not kind.endswith("+json"):
+    if not any_type and "Content-Type" in headers and kind != "application/json" and not kind.endswith("+json"):
         raise HttpError(415, f"the body must be application/json, not {kind[:80]}", None, "unsupported_media_type")
     if (request.content_length or 0) > limit:
         raise _too_large(limit)

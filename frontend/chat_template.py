@@ -83,6 +83,7 @@ class ChatTemplate:
             tree = environment.parse(source)
         except jinja2.TemplateError as error:
             raise ConfigError(f"the chat template is not valid: {error}") from None
+        self.source = source
         self.handles_parts = _walks_over_contents(tree)
         self.knows_developer = "developer" in source
 

@@ -135,6 +135,19 @@ class WindowDetokenizer:
         return self._backend.decode(ids, skip_special_tokens=self._skip_special)
 
 
+class SkippingDetokenizer(WindowDetokenizer):
+    """Leaves out some tokens, and no others, special or not."""
+
+    __slots__ = ("_skipped",)
+
+    def __init__(self, backend: Backend, skipped: frozenset[int]) -> None:
+        super().__init__(backend, skip_special=False)
+        self._skipped = skipped
+
+    def feed(self, token: int) -> str:
+        return "" if token in self._skipped else super().feed(token)
+
+
 def json_inside(text: str) -> bytes:
     """`text` as the inside of a JSON string, without the quotes."""
     return json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8", "replace")

@@ -19,17 +19,21 @@ import numpy as np
 import zmq
 
 from frontend.metrics import Metrics
+from frontend.output_split import Splitting
 from frontend.outputs import CompletionOutput, RequestOutput
 from frontend.stream import REASONS, CollectStream, DeltaStream, Gather, LogprobRow, Stream, Work
 from frontend.tokenizer import Tokenizer
 from ipc.arena import Arena, Stat
 from ipc.channels import Channel
 from ipc.config import ChildSpec
-from ipc.errors import ChannelFullError, EngineDeadError, InvalidRequestError, QueueFullError, RequestFailedError
+from ipc.errors import ChannelFullError, DeadlineError, EngineDeadError, InvalidRequestError, QueueFullError, RequestFailedError
+from ipc.grammar import Grammar
 from ipc.messages import Abort, Finished, FinishReason, Logprobs, PromptLogprobs, RefuseCode, Refused, SchedulerToFrontend, Submit, Tokens
 from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams
 
 log = logging.getLogger(__name__)
+
+MAX_TIMEOUT = 86_400.0
 
 
 class EngineClient:
@@ -73,8 +77,6 @@ class EngineClient:
 
     def close(self) -> None:
         """Abort what runs and close the channel; waiters get EngineDeadError."""
-        if self.streams and self._channel is not None:
-            self._send_abort(list(self.streams))
         self.engine_died("the engine was shut down")
         if self._channel is not None:
             self._channel.close()
@@ -102,7 +104,9 @@ class EngineClient:
         self.fail_all(EngineDeadError(why))
 
     def fail_all(self, error: Exception) -> None:
-        """End every live stream with `error`."""
+        """End every live stream with `error`, here and in the scheduler."""
+        if self.streams:
+            self._send_abort(list(self.streams))
         for stream in list(self.streams.values()):
             self._end(stream, "error", None, error)
 
@@ -166,13 +170,18 @@ class EngineClient:
         text: str | None = None,
         add_special_tokens: bool = True,
         arrival_ns: int = 0,
+        timeout: float | None = None,
+        splitting: Splitting | None = None,
     ) -> list[Work]:
         """Check and tokenize one prompt; one Work for each of its n completions.
 
-        text: the prompt's text, when `prompt` is its ids. Nothing is submitted yet.
+        text: the prompt's text, when `prompt` is its ids. timeout: seconds from arrival until it fails. Nothing is submitted yet.
         """
         arrival_ns = arrival_ns or time.monotonic_ns()
         model = self.spec.model
+        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
+            raise InvalidRequestError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds", "timeout")
+        deadline_ns = arrival_ns + int(timeout * 1e9) if timeout is not None else 0
         params.validate(model.vocab_size, self.spec.config.model.max_logprobs)
         if isinstance(prompt, str):
             text, ids = prompt, await self.tokenizer.encode_soon(prompt, add_special_tokens)
@@ -180,7 +189,13 @@ class EngineClient:
             ids = prompt
         self._check_prompt(ids)
         room = model.max_model_len - len(ids)
-        params = msgspec.structs.replace(params, max_tokens=min(params.max_tokens or room, room), min_tokens=min(params.min_tokens, room))
+        grammar = self._grammar(params)
+        params = msgspec.structs.replace(
+            params,
+            max_tokens=min(params.max_tokens or room, room),
+            min_tokens=min(params.min_tokens, room),
+            structured_outputs=None,  # `grammar` says it now
+        )
         bad_words = self._bad_words(params.bad_words)
         request_id = request_id or f"req-{secrets.token_hex(12)}"
         seed = params.seed if params.seed is not None else secrets.randbits(63)
@@ -196,6 +211,9 @@ class EngineClient:
                 priority=priority,
                 cache_salt=cache_salt,
                 bad_words=bad_words,
+                deadline_ns=deadline_ns,
+                grammar=grammar,
+                splitting=splitting,
             )
             for index in range(params.n)
         ]
@@ -217,7 +235,19 @@ class EngineClient:
             outputs.append(
                 _request_output(
                     own,
-                    [CompletionOutput(each.work.index, each.text, each.ids, each.logprobs, each.reason, each.stop_reason) for each in own],
+                    [
+                        CompletionOutput(
+                            each.work.index,
+                            each.text,
+                            each.ids,
+                            each.logprobs,
+                            each.reason,
+                            each.stop_reason,
+                            each.message,
+                            each.reasoning_tokens,
+                        )
+                        for each in own
+                    ],
                     finished=True,
                 )
             )
@@ -237,6 +267,9 @@ class EngineClient:
         except ChannelFullError:
             self.drop(streams)
             raise QueueFullError("the scheduler is not reading; try again later", 5.0) from None
+        for stream in streams:
+            if stream.work.deadline_ns:
+                self._watch(stream)
         self._count_streams()
 
     def drop(self, streams: Sequence[Stream]) -> None:
@@ -273,6 +306,7 @@ class EngineClient:
                 cache_salt=work.cache_salt,
                 bad_words=work.bad_words,
                 emitted=np.array(stream.ids, dtype=np.int32).tobytes(),
+                grammar=work.grammar,
             )
         )
 
@@ -397,10 +431,23 @@ class EngineClient:
             stream.end("error", None, RequestFailedError(f"its output cannot be handled ({type(failure).__name__})"))
         self._count_streams()
 
+    def _watch(self, stream: Stream) -> None:
+        assert self._loop is not None
+        left = (stream.work.deadline_ns - time.monotonic_ns()) * 1e-9
+        stream.timer = self._loop.call_later(max(0.0, left), self._late, stream)
+
+    def _late(self, stream: Stream) -> None:
+        self._send_abort([stream.handle])
+        whole = (stream.work.deadline_ns - stream.work.arrival_ns) * 1e-9
+        self._end(stream, "error", None, DeadlineError(f"the request did not finish within its timeout of {whole:g} s"))
+
     def _forget(self, handle: int) -> Stream | None:
         stream = self.streams.pop(handle, None)
         if stream is not None:
             self.ended += 1
+            if stream.timer is not None:
+                stream.timer.cancel()
+                stream.timer = None
             siblings = self._by_id[stream.work.request_id]
             siblings.remove(stream)
             if not siblings:
@@ -452,6 +499,15 @@ class EngineClient:
                 "prompt",
                 "context_length_exceeded",
             )
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        """What the output must follow. Raises InvalidRequestError if it is larger than the scheduler would take."""
+        if params.structured_outputs is None:
+            return None
+        grammar, limit = params.structured_outputs.to_grammar(), self.spec.config.structured_outputs.max_grammar_chars
+        if len(grammar.text) > limit:
+            raise InvalidRequestError(f"{grammar.param} may have at most {limit} characters, got {len(grammar.text)}", grammar.param)
+        return grammar
 
     def _bad_words(self, words: list[str]) -> list[list[int]]:
         """Each word as it is written at a text's start and after a space, since vocabularies have different tokens for the two."""

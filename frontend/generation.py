@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,17 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from frontend import http_errors
+from frontend.chat_stream import ChatSseStream
 from frontend.connection import Connection
 from frontend.outputs import RequestOutput, TokenLogprobs
 from frontend.sse import DONE, STUCK_SECONDS, Shape, SseResponse, SseStream, Usage, encode, event
-from frontend.stream import Work
+from frontend.stream import Stream, Work
 
 if TYPE_CHECKING:
     from frontend.app import App
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
+SSE_COMMENT = b": still here\n\n"
 SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -49,6 +51,8 @@ def usage_of(outputs: Sequence[RequestOutput]) -> Usage:
     """Token counts over all prompts; a prompt counts once, however many completions it has."""
     usage = Usage(sum(len(output.prompt_token_ids) for output in outputs))
     usage.completion_tokens = sum(len(each.token_ids) for output in outputs for each in output.outputs)
+    if any(each.message is not None for output in outputs for each in output.outputs):
+        usage.reasoning_tokens = sum(each.reasoning_tokens for output in outputs for each in output.outputs)
     cached = [output.num_cached_tokens for output in outputs if output.num_cached_tokens is not None]
     usage.cached_tokens = sum(cached) if cached else None
     return usage
@@ -74,21 +78,40 @@ def floor(logprob: float) -> float:
 
 
 async def stream_answer(app: App, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
-    """Send an answer as events. Errors before the first event raise; later ones become an event, as OpenAI's clients expect."""
-    loop = asyncio.get_running_loop()
-    connection = request.protocol
-    assert isinstance(connection, Connection)
-    response = SseResponse(loop, chunked=request.version >= HttpVersion11)
+    """Send an answer as OpenAI's events."""
+    response = SseResponse(asyncio.get_running_loop(), chunked=request.version >= HttpVersion11)
     usage = Usage(sum(len(prompt[0].prompt_ids) for prompt in answer.prompts))
     created = int(time.time())
     streams = _streams(app, answer, response, usage, created)
+    return await send_stream(app, request, response, streams, lambda: _finish(response, answer, usage, created))
+
+
+async def send_stream(
+    app: App,
+    request: web.BaseRequest,
+    response: SseResponse,
+    streams: Sequence[Stream],
+    finish: Callable[[], None],
+    headers: Mapping[str, str] = SSE_HEADERS,
+    keepalive: bytes | None = SSE_COMMENT,
+) -> web.StreamResponse:
+    """Submit streams that write into `response`, and send that as it grows; `finish` adds the last frames when all have ended.
+
+    Errors before the first frame raise. Later ones, and those after the first silent spell, are for `finish` to tell: the status is out.
+    keepalive: sent whenever no token has come for `stream_keepalive` seconds; None where the protocol has no room for it.
+    """
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    silence = app.server_config.stream_keepalive if keepalive is not None else 0.0
+    pulse: Pulse | None = None
     connection.response = response
     try:
         app.client.open(streams)
-        await response.first
+        # A client that waits in the queue hears of it: its headers go out, and from then on errors are events.
+        await asyncio.wait([response.first], timeout=silence or None)
         if response.error is not None:
             raise response.error
-        http = web.StreamResponse(headers={**SSE_HEADERS, **app.response_headers(request)})
+        http = web.StreamResponse(headers={**headers, **app.response_headers(request)})
         if response.chunked:
             http.enable_chunked_encoding()
         else:
@@ -99,18 +122,44 @@ async def stream_answer(app: App, request: web.BaseRequest, answer: Answer) -> w
             raise ConnectionResetError("the client has left")
         writer.send_headers()
         response.open(transport)
+        if silence and keepalive is not None:
+            pulse = Pulse(response, streams, silence, keepalive, beat_now=not response.first.done())
         await response.done
         if not response.overflowed:
-            _finish(response, answer, usage, created)
-        if not await _drained(connection, response):
+            finish()
+        if not await drained(connection, response):
             app.metrics.count("slow_readers")
             transport.abort()
             raise ConnectionResetError("the client does not read")
         await http.write_eof()
         return http
     finally:
+        if pulse is not None:
+            pulse.stop()
         connection.response = None
         app.client.drop(streams)
+
+
+class Pulse:
+    """Writes a sign of life into a response for which no token has come since it last looked. The token path knows nothing of it."""
+
+    def __init__(self, response: SseResponse, streams: Sequence[Stream], seconds: float, data: bytes, beat_now: bool = False) -> None:
+        self._response, self._streams, self._seconds, self._data = response, streams, seconds, data
+        self._count = 0 if beat_now else -1
+        self._timer: asyncio.TimerHandle | None = None
+        if seconds:
+            self._beat()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        count = sum(len(stream.ids) for stream in self._streams)
+        if count == self._count and self._response.direct:
+            self._response.frame(None, self._data)
+        self._count = count
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._beat)
 
 
 def _streams(app: App, answer: Answer, response: SseResponse, usage: Usage, created: int) -> list[SseStream]:
@@ -118,7 +167,7 @@ def _streams(app: App, answer: Answer, response: SseResponse, usage: Usage, crea
     prefix = answer.prefix(created)
     for place, prompt in enumerate(answer.prompts):
         for work in prompt:
-            stream = SseStream(
+            stream = (ChatSseStream if work.splitting is not None else SseStream)(
                 work,
                 app.client.tokenizer,
                 response,
@@ -144,7 +193,7 @@ def _finish(response: SseResponse, answer: Answer, usage: Usage, created: int) -
     response.frame(None, DONE)
 
 
-async def _drained(connection: Connection, response: SseResponse) -> bool:
+async def drained(connection: Connection, response: SseResponse) -> bool:
     """Wait until everything is in the transport's hands; False if the client has not read for too long."""
     if response.overflowed:
         return False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from frontend.output_split import Message
+
 
 @dataclass(slots=True)
 class Logprob:
@@ -23,7 +25,8 @@ class CompletionOutput:
     """One completion of a prompt, or in a stream what is new of it.
 
     finish_reason: 'stop', 'length', 'abort', or None while it grows. stop_reason: the stop token's id or the stop string that ended it.
-    token_ids hold a stop token, text does not.
+    token_ids hold a stop token, text does not. message: the text taken apart into content, reasoning and tool calls, where asked for;
+    reasoning_tokens: how many of the tokens are reasoning.
     """
 
     index: int
@@ -32,6 +35,8 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    message: Message | None = None
+    reasoning_tokens: int = 0
 
 
 @dataclass(slots=True)

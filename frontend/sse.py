@@ -42,6 +42,14 @@ class Sink(Protocol):
     def write(self, data: bytes) -> None: ...
 
 
+class Framed(Protocol):
+    """What a response asks of a stream: the bytes around its text as they stand now, and a place for text that cannot go out yet."""
+
+    head: bytes
+    tail: bytes
+    backlog: list[bytes]
+
+
 class Usage:
     """Token counts of one response over all its choices; `json` is OpenAI's object."""
 
@@ -49,18 +57,22 @@ class Usage:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self.cached_tokens: int | None = None
+        self.reasoning_tokens: int | None = None
 
     def json(self) -> bytes:
         return encode(self.document())
 
     def document(self) -> dict[str, object]:
         details = None if self.cached_tokens is None else {"cached_tokens": self.cached_tokens}
-        return {
+        usage: dict[str, object] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": details,
         }
+        if self.reasoning_tokens is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return usage
 
 
 class SseResponse:
@@ -78,14 +90,14 @@ class SseResponse:
         self.done: asyncio.Future[None] = loop.create_future()
         self.error: Exception | None = None
         self.overflowed = False
-        self.streams: list[SseStream] = []
+        self.streams: list[Framed] = []
         self._running = 0
         self._frames: list[bytes] = []
         self._size = 0
         self._sink: Sink | None = None
         self._paused = False
 
-    def add(self, stream: SseStream) -> None:
+    def add(self, stream: Framed) -> None:
         self.streams.append(stream)
         self._running += 1
 
@@ -109,7 +121,7 @@ class SseResponse:
         if self._sink is not None:
             self._flush()
 
-    def text(self, stream: SseStream, body: bytes) -> None:
+    def text(self, stream: Framed, body: bytes) -> None:
         """Send text (the inside of a JSON string) in a frame of `stream`, or keep it for later."""
         if self.direct:
             self._sink.write(self._framed(stream.head + body + stream.tail))  # type: ignore[union-attr]
@@ -117,7 +129,7 @@ class SseResponse:
         stream.backlog.append(body)
         self._kept(len(body))
 
-    def frame(self, stream: SseStream | None, data: bytes) -> None:
+    def frame(self, stream: Framed | None, data: bytes) -> None:
         """Send a whole frame, after the text that `stream` has kept."""
         if self.direct:
             self._sink.write(self._framed(data))  # type: ignore[union-attr]
@@ -148,7 +160,7 @@ class SseResponse:
             self.overflowed = True
             self.done.set_result(None)
 
-    def _settle(self, stream: SseStream) -> None:
+    def _settle(self, stream: Framed) -> None:
         if stream.backlog:
             self._frames.append(stream.head + b"".join(stream.backlog) + stream.tail)
             stream.backlog.clear()

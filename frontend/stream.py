@@ -12,20 +12,27 @@ from typing import Any
 
 import msgspec
 
+from frontend.output_split import Delta, Kind, Message, Splitter, Splitting
 from frontend.outputs import Logprob, RequestMetrics, TokenLogprobs
 from frontend.stop_strings import StopMatcher
 from frontend.tokenizer import Tokenizer
+from ipc.grammar import Grammar
 from ipc.messages import Finished, FinishReason
 from ipc.sampling_params import SamplingParams
 
 REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort", FinishReason.ERROR: "error"}
+
+_NONE: frozenset[int] = frozenset()
 
 # (logprob, rank, top ids, top logprobs) of one token
 LogprobRow = tuple[float, int, list[int], list[float]]
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One completion to compute: all that a Submit says, checked and tokenized. index: which of the prompt's n completions."""
+    """One completion to compute: all that a Submit says, checked and tokenized. index: which of the prompt's n completions.
+
+    deadline_ns: CLOCK_MONOTONIC nanoseconds at which it fails if it has not ended; 0 is never. splitting: how the text is taken apart.
+    """
 
     request_id: str
     index: int
@@ -37,6 +44,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     bad_words: list[list[int]] = []
+    deadline_ns: int = 0
+    grammar: Grammar | None = None
+    splitting: Splitting | None = None
 
 
 class Stream:
@@ -60,6 +70,7 @@ class Stream:
         "reason",
         "row",
         "stop_reason",
+        "timer",
         "work",
     )
 
@@ -75,9 +86,11 @@ class Stream:
         self.stop_reason: int | str | None = None
         self.error: Exception | None = None
         self.finished: Finished | None = None
+        self.timer: asyncio.TimerHandle | None = None  # its deadline, while it runs
         self._tokenizer = tokenizer
         params = work.params
-        self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens)
+        kept = work.splitting.kept if work.splitting is not None else _NONE
+        self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, kept)
         self._stop = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
 
     # called by the engine client
@@ -174,9 +187,12 @@ class Gather:
 
 
 class CollectStream(Stream):
-    """Keeps everything for one answer at the end. Without stop strings, text is made once, from all tokens."""
+    """Keeps everything for one answer at the end. Without stop strings and a splitter, text is made once, from all tokens.
 
-    __slots__ = ("_gather", "_parts", "logprobs", "text")
+    message: the text taken apart, where the work asks for it.
+    """
+
+    __slots__ = ("_deltas", "_gather", "_parts", "_plain_from", "_plain_part", "_splitter", "logprobs", "message", "text")
 
     def __init__(self, work: Work, tokenizer: Tokenizer, gather: Gather) -> None:
         super().__init__(work, tokenizer)
@@ -184,10 +200,27 @@ class CollectStream(Stream):
         self._parts: list[str] = []
         self.logprobs: list[TokenLogprobs] | None = [] if work.params.logprobs is not None else None
         self.text = ""
+        self.message: Message | None = None
+        self._splitter = work.splitting.splitter() if work.splitting is not None else None
+        self._deltas: list[Delta] = []
+        self._plain_from = -1  # from this token, and from _plain_part in _parts, all is content and the splitter is not asked any more
+        self._plain_part = 0
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._splitter.reasoning_tokens if self._splitter is not None else 0
 
     def push(self, token: int) -> bool:
         if self.row is not None:
             self._keep_logprobs(token)
+        if self._splitter is not None and self._plain_from < 0:
+            text = self.text_of(token)
+            self._parts.append(text)
+            self._deltas += self._splitter.feed_token(text)
+            if self._splitter.plain:
+                self._deltas += self._splitter.release()
+                self._plain_from, self._plain_part = len(self.ids), len(self._parts)
+            return self.stopped or self._splitter.done
         if self._stop is None:
             return False
         self._parts.append(self.text_of(token))
@@ -196,19 +229,39 @@ class CollectStream(Stream):
     def push_last(self, token: int) -> None:
         if self.row is not None:
             self._keep_logprobs(token)
-        if self._stop is not None and self.work.params.include_stop_str_in_output:
+        splits = self._splitter is not None and self._plain_from < 0
+        if (self._stop is not None or splits) and self.work.params.include_stop_str_in_output:
             self._parts.append(self._detokenizer.feed(token))
+            if self._splitter is not None and splits:
+                self._deltas += self._splitter.feed(self._parts[-1])
 
     def on_end(self) -> None:
         if self.error is None:
-            if self._stop is not None:
+            if self._splitter is not None:
+                self._finish_split(self._splitter)
+            elif self._stop is not None:
                 self.text = "".join(self._parts) + self.last_text()
             else:
-                ids, params = self.ids, self.work.params
-                if self.finished is not None and self.finished.stop_token >= 0 and not params.include_stop_str_in_output:
-                    ids = ids[:-1]
-                self.text = self._tokenizer.decode(ids, params.skip_special_tokens)
+                self.text = self._tokenizer.decode(self._shown_ids(), self.work.params.skip_special_tokens)
         self._gather.ended(self.error)
+
+    def _shown_ids(self) -> list[int]:
+        """All tokens but a stop token that is no text."""
+        ended_by_token = self.finished is not None and self.finished.stop_token >= 0
+        return self.ids[:-1] if ended_by_token and not self.work.params.include_stop_str_in_output else self.ids
+
+    def _finish_split(self, splitter: Splitter) -> None:
+        plain = self._plain_from >= 0
+        if plain and self._stop is None:
+            self._parts += map(self._detokenizer.feed, self._shown_ids()[self._plain_from :])
+        self._parts.append(self.last_text())
+        if plain:
+            rest = "".join(self._parts[self._plain_part :])
+            self._deltas += [Delta(Kind.CONTENT, rest)] if rest else []
+        else:
+            self._deltas += splitter.feed(self._parts[-1]) + splitter.finish()
+        self.text = "".join(self._parts)
+        self.message = Message.of(self._deltas)
 
     def _keep_logprobs(self, token: int) -> None:
         assert self.row is not None and self.logprobs is not None

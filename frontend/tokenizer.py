@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from frontend.chat_template import ChatTemplate, Renderer
-from frontend.detokenizer import ByteDetokenizer, Detokenizer, TokenBytes, TokenJson, WindowDetokenizer, is_byte_level
+from frontend.detokenizer import ByteDetokenizer, Detokenizer, SkippingDetokenizer, TokenBytes, TokenJson, WindowDetokenizer, is_byte_level
 from ipc.errors import ConfigError, InvalidRequestError
 
 INLINE_CHARS = 4_000  # below this, encoding takes less than handing it to a thread and back
@@ -40,6 +40,7 @@ class Tokenizer:
         self._template = ChatTemplate(template) if template else None
         self._byte_level = is_byte_level(backend)
         self._bytes = {skip: TokenBytes(backend, self.special_ids, skip) for skip in (False, True)}
+        self._keeping: dict[frozenset[int], TokenBytes] = {}
         self.json_tables = {skip: TokenJson(table) for skip, table in self._bytes.items()} if self._byte_level else {}
         specials = sorted((added[token].content for token in self.special_ids), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
@@ -66,6 +67,11 @@ class Tokenizer:
         return cls(backend, config, _template_source(path, config, chat_template))
 
     @property
+    def template_source(self) -> str:
+        """The chat template's text, empty if there is none."""
+        return self._template.source if self._template is not None else ""
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 
@@ -85,11 +91,27 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
-        """A fresh incremental decoder for one output."""
+    def detokenizer(self, skip_special_tokens: bool = True, kept: frozenset[int] = frozenset()) -> Detokenizer:
+        """A fresh incremental decoder for one output. kept: special tokens that become text although the others are skipped."""
+        if skip_special_tokens and kept:
+            skipped = self.special_ids - kept
+            if not self._byte_level:
+                return SkippingDetokenizer(self.backend, skipped)
+            if kept not in self._keeping:
+                self._keeping[kept] = TokenBytes(self.backend, skipped, True)
+            return ByteDetokenizer(self._keeping[kept])
         if self._byte_level:
             return ByteDetokenizer(self._bytes[skip_special_tokens])
         return WindowDetokenizer(self.backend, skip_special_tokens)
+
+    def added_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that were added to the vocabulary, special or not, by their text."""
+        return {added.content: token for token, added in self.backend.get_added_tokens_decoder().items()}
+
+    def special_tokens(self) -> dict[int, str]:
+        """Every special token's id and text."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token: added[token].content for token in self.special_ids}
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes one token stands for, special tokens by their names."""
@@ -140,7 +162,7 @@ class Tokenizer:
         return text
 
     def encode_messages(self, messages: Sequence[Message], **kwargs: Any) -> tuple[str, list[int]]:
-        """Prompt and ids of a chat. Names of special tokens inside messages are encoded as text, so that no user can forge a turn.
+        """Prompt and ids of a chat. Names of special tokens in messages and tools are encoded as text, so that no user can forge a turn.
 
         Messages of the assistant are left as they are: they come from the model, and templates look for its tokens in them.
         """
@@ -151,6 +173,8 @@ class Tokenizer:
             quoted.append(match.group())
             return f"\ue000{nonce}:{len(quoted) - 1}\ue001"
 
+        if kwargs.get("tools") and self._specials is not None:
+            kwargs["tools"] = _quoted(kwargs["tools"], self._specials, quote)
         prompt = self.apply_chat_template([self._quote_message(message, quote) for message in messages], **kwargs)
         if not quoted:
             return prompt, self.encode(prompt, add_special_tokens=False)
@@ -205,13 +229,22 @@ def _text_of(content: Any) -> str:
     return content or ""
 
 
+def _quoted(value: Any, specials: re.Pattern[str], quote: Callable[[re.Match[str]], str]) -> Any:
+    """A JSON value with `quote` applied to every text in it."""
+    if isinstance(value, str):
+        return specials.sub(quote, value)
+    if isinstance(value, Mapping):
+        return {_quoted(key, specials, quote): _quoted(each, specials, quote) for key, each in value.items()}
+    return [_quoted(each, specials, quote) for each in value] if isinstance(value, list) else value
+
+
 def _with_argument_object(call: Any) -> Any:
     """OpenAI sends a call's arguments as JSON text; templates print them as an object."""
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments", ""), str):
         return call
     try:
-        arguments = json.loads(function["arguments"] or "{}")
+        arguments = json.loads(function.get("arguments") or "{}")
     except (ValueError, RecursionError):
         raise InvalidRequestError("a tool call's arguments are not valid JSON", "messages") from None
     return {**call, "function": {**function, "arguments": arguments}}

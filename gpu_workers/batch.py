@@ -26,6 +26,7 @@ class StepInputs:
     rows int64[n]: places in the batch. num_new, start, seq_lens int64[n]: new tokens, tokens before them, both together.
     flags int32[n]: RowFlag. query_starts int64[n + 1]: where each row's tokens begin. row_of_token int64[T]: index into rows.
     token_ids, positions, slots int64[T]. sample_at int64[s]: which of the n rows sample. block_tables int32[n, blocks_per_row].
+    masked_at int64[k]: which of the s entries of sample_at have a mask; masks int32[k, words]: theirs, in the plan's memory.
     """
 
     rows: I64
@@ -40,6 +41,8 @@ class StepInputs:
     slots: I64
     sample_at: I64
     block_tables: I32
+    masked_at: I64
+    masks: I32
 
 
 class Batch:
@@ -73,6 +76,8 @@ class Batch:
         positions = np.arange(total) + (start - query_starts[:-1])[row_of_token]
         tables = self.block_tables[rows]
         block, offset = np.divmod(positions, self._block_size)
+        sample_at = np.flatnonzero(flags & RowFlag.SAMPLE)
+        masked_at = np.flatnonzero(flags[sample_at] & RowFlag.GRAMMAR)
         return StepInputs(
             rows=rows,
             num_new=num_new,
@@ -84,9 +89,17 @@ class Batch:
             token_ids=self._token_ids(plan, rows, flags, row_of_token),
             positions=positions,
             slots=tables[row_of_token, block].astype(np.int64) * self._block_size + offset,
-            sample_at=np.flatnonzero(flags & RowFlag.SAMPLE),
+            sample_at=sample_at,
             block_tables=tables,
+            masked_at=masked_at,
+            masks=self._masks(plan, flags, len(masked_at)),
         )
+
+    def _masks(self, plan: PlanColumns, flags: I32, count: int) -> I32:
+        given = int(plan.header[PlanHeader.NUM_MASKS])
+        if given != count or given != np.count_nonzero(flags & RowFlag.GRAMMAR):
+            raise ProtocolError(f"the plan gives {given} masks for {count} rows that sample under one")
+        return plan.masks[:given]
 
     def remember(self, rows: I64, tokens: npt.NDArray[np.integer]) -> None:
         """Keep the tokens just sampled for `rows`, for plans that say DEVICE_TOKEN."""

@@ -67,7 +67,7 @@ class ModelRunner:
             everything = len(last) == len(hidden)
             logits = self._model.logits(hidden if everything else hidden[torch.from_numpy(last)])
             if logits is not None:
-                sampled = self._sampler.sample(logits, step.rows[at], step.seq_lens[at])
+                sampled = self._sampler.sample(logits, step.rows[at], step.seq_lens[at], step.masked_at, step.masks)
                 tokens = torch.from_numpy(np.ascontiguousarray(sampled.tokens, np.int32))
                 self._write(sampled, at, count, result)
                 if sampled.nan.any():

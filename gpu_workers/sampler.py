@@ -1,7 +1,7 @@
 """Chooses each row's next token. The steps, in vLLM's order:
 
 1. log-probabilities, if asked for, are those of the raw logits;
-2. allowed ids, logit bias, bad words and min tokens (edits.py), then penalties (penalties.py);
+2. a grammar's mask, allowed ids, logit bias, bad words and min tokens (edits.py), then penalties (penalties.py);
 3. temperature 0: the most likely token, the lowest id of equals;
 4. else temperature, min-p, top-k, top-p and a draw (draw.py) with the random number of (seed, position) (philox.py).
 
@@ -31,6 +31,8 @@ __all__ = ["LogprobColumns", "Sampled", "Sampler"]
 
 Index = npt.NDArray[np.integer]
 Ids = npt.NDArray[np.int64]
+
+UNKNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,34 @@ class Sampler:
         with _one_thread(logits):
             return self._reporter.report(logits, np.asarray(targets), np.full(count, width, np.int64), np.arange(count))
 
-    def sample(self, logits: torch.Tensor, rows: Index, positions: npt.NDArray[np.int64]) -> Sampled:
+    def sample(
+        self,
+        logits: torch.Tensor,
+        rows: Index,
+        positions: npt.NDArray[np.int64],
+        masked_at: Ids | None = None,
+        masks: npt.NDArray[np.int32] | None = None,
+    ) -> Sampled:
         """One token for each entry.
 
         logits: float32 or bfloat16 [n, vocab] on the sampler's device, may be overwritten. rows: int[n], all different, the entries'
-        places in the batch. positions: int64[n], the absolute position of the token being sampled.
+        places in the batch. positions: int64[n], the absolute position of the token being sampled. masked_at int64[k], ascending: the
+        entries that may only get the tokens of masks int32[k, words] (a bit per id, lowest first), whatever else their rows ask for.
         """
         with _one_thread(logits):
-            return self._sample(logits, rows, np.asarray(positions))
+            return self._sample(logits, rows, np.asarray(positions), masked_at, masks)
 
-    def _sample(self, logits: torch.Tensor, rows: Index, positions: npt.NDArray[np.int64]) -> Sampled:
+    def _sample(
+        self,
+        logits: torch.Tensor,
+        rows: Index,
+        positions: npt.NDArray[np.int64],
+        masked_at: Ids | None,
+        masks: npt.NDArray[np.int32] | None,
+    ) -> Sampled:
         features = self._params.features[rows]
+        if masked_at is not None and len(masked_at):
+            features[masked_at] |= Feature.GRAMMAR
         union = int(np.bitwise_or.reduce(features))
         best, top = _most_likely(logits)
         nan = ~np.isfinite(top)
@@ -109,28 +128,44 @@ class Sampler:
         if union & CHOOSES:
             at = np.flatnonzero(features & CHOOSES)
             if len(at):
-                tokens[at] = self._choose(_entries(logits, at).float(), rows[at], positions[at], best[at])
+                if masks is not None and masked_at is not None:
+                    # Entries under a grammar are among `at`, in the same order, unless their logits are not finite.
+                    masks = masks[~nan[masked_at]]
+                tokens[at] = self._choose(_entries(logits, at).float(), rows[at], positions[at], features[at], best[at], masks)
             self._remember(features, rows, tokens)
         if reported is None or raw is None:
             return Sampled(tokens, nan, None)
         widths = self._params.logprobs[rows[reported]]
         return Sampled(tokens, nan, self._reporter.report(raw, tokens[reported], widths, reported))
 
-    def _choose(self, logits: torch.Tensor, rows: Index, positions: npt.NDArray[np.int64], fallback: Ids) -> Ids:
-        """Tokens int64[m] for logits float32[m, vocab], which are overwritten. fallback: each entry's most likely token.
+    def _choose(
+        self,
+        logits: torch.Tensor,
+        rows: Index,
+        positions: npt.NDArray[np.int64],
+        features: npt.NDArray[np.int32],
+        fallback: Ids,
+        masks: npt.NDArray[np.int32] | None,
+    ) -> Ids:
+        """Tokens int64[m] for logits float32[m, vocab], which are overwritten. fallback: each entry's most likely token. masks: of the
+        entries with Feature.GRAMMAR.
 
-        An entry whose every token is forbidden, so that no token is right, gets its most likely allowed token, or without a list of
-        allowed ids its most likely token.
+        An entry whose every token is forbidden, so that no token is right, gets its most likely token under its mask, or without a mask
+        its most likely allowed token, or without a list of allowed ids its most likely token.
         """
         params = self._params
-        features = params.features[rows]
         tokens, dead = fallback, np.zeros(len(rows), np.bool_)
         changed = np.flatnonzero(features & CHANGES)
         if len(changed):
-            tokens = self._change(logits, rows, positions, features, fallback)
+            tokens = self._change(logits, rows, positions, features, fallback, masks)
             best, top = _most_likely(_entries(logits, changed))
             dead[changed] = ~np.isfinite(top)
             tokens[changed] = np.where(dead[changed], tokens[changed], best)
+            lost = np.flatnonzero(tokens == UNKNOWN)
+            if masks is not None and len(lost):
+                # The model itself excludes all that the mask allows.
+                masked = np.flatnonzero(features & Feature.GRAMMAR)
+                tokens[lost] = edits.unpacked(masks[np.searchsorted(masked, lost)]).argmax(-1)
         random = np.flatnonzero((features & Feature.RANDOM != 0) & ~dead)
         if len(random):
             drawn = rows[random]
@@ -141,14 +176,30 @@ class Sampler:
         return tokens
 
     def _change(
-        self, logits: torch.Tensor, rows: Index, positions: npt.NDArray[np.int64], features: npt.NDArray[np.int32], fallback: Ids
+        self,
+        logits: torch.Tensor,
+        rows: Index,
+        positions: npt.NDArray[np.int64],
+        features: npt.NDArray[np.int32],
+        fallback: Ids,
+        masks: npt.NDArray[np.int32] | None,
     ) -> Ids:
-        """Do to logits, in place, all that comes before temperature; returns what stands if nothing remains."""
+        """Do to logits, in place, all that comes before temperature; returns what stands if nothing remains (UNKNOWN: not looked up)."""
         params, tokens = self._params, fallback.copy()
+        masked = np.flatnonzero(features & Feature.GRAMMAR)
+        under_mask = np.full(len(masked), UNKNOWN)
+        if masks is not None and len(masked):
+            edits.keep_masked(logits, masked, masks)
+            # Only where something else may forbid the rest is it worth knowing now.
+            more = np.flatnonzero(features[masked] & (CHANGES & ~Feature.GRAMMAR))
+            if len(more):
+                best, top = _most_likely(_entries(logits, masked[more]))
+                under_mask[more] = np.where(np.isfinite(top), best, UNKNOWN)
         at = np.flatnonzero(features & Feature.ALLOWED)
         if len(at):
             allowed = edits.keep_allowed(logits, at, [params.allowed[int(row)] for row in rows[at]])
             tokens[at] = np.where(allowed >= 0, allowed, tokens[at])
+        tokens[masked] = under_mask
         at = np.flatnonzero(features & Feature.BIAS)
         if len(at):
             edits.add_bias(logits, at, [params.bias[int(row)] for row in rows[at]])

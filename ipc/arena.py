@@ -47,6 +47,7 @@ class PlanHeader(enum.IntEnum):
     NUM_TOKEN_IDS = 3  # entries used in token_ids
     NUM_BLOCK_UPDATES = 4  # entries used in block_row, block_index, block_id
     SETUP_BYTES = 5  # bytes used in setup: a msgpack list[RowSetup], or 0
+    NUM_MASKS = 6  # entries used in masks
 
 
 class RowFlag(enum.IntFlag):
@@ -55,6 +56,7 @@ class RowFlag(enum.IntFlag):
     SAMPLE = 1  # sample a token after the row's last new token
     DEVICE_TOKEN = 2  # the row's one input token is the one last sampled for it, which the worker has; token_ids holds none
     PROMPT_LOGPROBS = 4  # report the log-probabilities of prompt tokens start+1 .. start+num_new
+    GRAMMAR = 8  # with SAMPLE: only tokens of the row's mask may be sampled
 
 
 class ResultHeader(enum.IntEnum):
@@ -110,6 +112,8 @@ class Dimensions(msgspec.Struct, frozen=True):
     block_updates: int
     setup_bytes: int
     logprobs: int
+    masks: int = 1
+    mask_words: int = 1
 
     @classmethod
     def of(cls, config: Config, model: ModelInfo) -> Dimensions:
@@ -125,6 +129,8 @@ class Dimensions(msgspec.Struct, frozen=True):
             # Room for several requests with full histories and whole-vocabulary lists; the scheduler spreads what doesn't fit.
             setup_bytes=2**18 + 16 * model.max_model_len + 16 * model.vocab_size,
             logprobs=max(1, config.model.max_logprobs),
+            masks=min(rows, config.structured_outputs.max_grammar_rows) if config.structured_outputs.grammar_processes else 1,
+            mask_words=-(-model.vocab_size // 32),
         )
 
 
@@ -139,6 +145,7 @@ _PLAN: Mapping[str, tuple[type[Any], tuple[str, ...]]] = {
     "block_index": (np.int32, ("block_updates",)),
     "block_id": (np.int32, ("block_updates",)),
     "setup": (np.uint8, ("setup_bytes",)),
+    "masks": (np.int32, ("masks", "mask_words")),
 }
 _RESULT: Mapping[str, tuple[type[Any], tuple[str, ...]]] = {
     "header": (np.int64, ("header",)),
@@ -161,7 +168,7 @@ class PlanColumns:
     row, num_new, start, flags: for each scheduled row its place in the worker's batch, how many tokens it computes, how many it
     had before, and RowFlag bits. token_ids: input tokens of the rows without DEVICE_TOKEN, num_new each, in row order.
     block_row, block_index, block_id: new entries of block tables; applied before the step. setup: msgpack list[RowSetup],
-    applied before block updates.
+    applied before block updates. masks: for each row with GRAMMAR, in row order, a bit per token id, lowest bit first.
     """
 
     header: I64
@@ -174,6 +181,7 @@ class PlanColumns:
     block_index: I32
     block_id: I32
     setup: U8
+    masks: I32
 
     def __init__(self, dimensions: Dimensions, buffer: memoryview | None = None) -> None:
         _map_columns(self, _PLAN, dimensions, buffer)

@@ -86,12 +86,48 @@ class DeviceConfig(_Section, frozen=True):
     cpu_threads: Annotated[int, Meta(ge=0, description="Compute threads per CPU worker; 0 shares the cores among the workers.")] = 0
 
 
+class StructuredOutputsConfig(_Section, frozen=True):
+    """Output that follows a schema, regex or grammar."""
+
+    grammar_processes: Annotated[
+        int, Meta(ge=0, le=16, description="Processes that try grammars out before they are used; 0 turns structured output off.")
+    ] = 2
+    grammar_compile_timeout: Annotated[float, Meta(gt=0, le=600, description="Seconds a grammar may take to compile, else status 400.")] = (
+        5.0
+    )
+    grammar_compile_memory: Annotated[int, Meta(ge=16, le=65_536, description="MiB a grammar may take to compile, else status 400.")] = 512
+    max_grammar_chars: Annotated[int, Meta(ge=64, description="Longest schema, regex or grammar in characters.")] = 131_072
+    max_grammar_rows: Annotated[int, Meta(ge=1, le=8192, description="Most requests under a grammar in the running batch; more wait.")] = (
+        128
+    )
+    grammar_cache_memory: Annotated[int, Meta(ge=1, description="MiB that compiled grammars, kept for reuse, may take.")] = 128
+
+
 class ServerConfig(_Section, frozen=True):
     """The HTTP server."""
 
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     api_key: Annotated[list[str], Meta(description="Keys that clients must send as a bearer token; none: open.")] = []
+    api_key_file: Annotated[str, Meta(description="File with further keys, one per line; lines that begin with # are not keys.")] = ""
+    allowed_host: Annotated[
+        list[str], Meta(description="Further names that a Host header may have when listening on loopback; * allows all.")
+    ] = []
+    stream_keepalive: Annotated[
+        float, Meta(ge=0, description="Seconds of silence after which a stream gets a sign of life; 0 sends none.")
+    ] = 15.0
+    max_stored_responses: Annotated[int, Meta(ge=0, description="Stored /v1/responses; 0 stores none.")] = 1024
+    max_stored_bytes: Annotated[int, Meta(ge=0, description="Memory for stored /v1/responses.")] = 64 * 1024 * 1024
+    tool_call_parser: Annotated[
+        str, Meta(description="Format of the model's tool calls (docs/tool_calling.md); auto looks at the chat template, none is off.")
+    ] = "auto"
+    reasoning_parser: Annotated[
+        str, Meta(description="Format of the model's reasoning (docs/tool_calling.md); auto looks at the chat template, none is off.")
+    ] = "auto"
+    tool_call_schemas: Annotated[
+        Literal["strict", "always"],
+        Meta(description="Calls that a model may make keep to the schemas of tools that say strict, or of all; forced calls always do."),
+    ] = "strict"
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body.")] = 4 * 1024 * 1024
     max_connections: Annotated[int, Meta(ge=1, description="Open connections per frontend.")] = 8192
     max_prompts_per_request: Annotated[int, Meta(ge=1, description="Prompts in one completions request; times n at most 4x this.")] = 256
@@ -113,6 +149,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     device: DeviceConfig = DeviceConfig()
+    structured_outputs: StructuredOutputsConfig = StructuredOutputsConfig()
     server: ServerConfig = ServerConfig()
     log: LogConfig = LogConfig()
 

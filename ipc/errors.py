@@ -36,6 +36,10 @@ class RequestFailedError(QuireError):
     """The engine accepted a request and could not finish it (HTTP 500); the rest of the engine goes on."""
 
 
+class DeadlineError(QuireError):
+    """The request did not end within the `timeout` that came with it (HTTP 504)."""
+
+
 class EngineDeadError(QuireError):
     """The engine is not running (HTTP 503); the message says which process ended and why, where that is known."""
 

@@ -10,6 +10,7 @@ import enum
 
 import msgspec
 
+from ipc.grammar import Grammar
 from ipc.sampling_params import SamplingParams
 
 
@@ -42,6 +43,7 @@ class Submit(_Message, frozen=True, tag=1):
 
     emitted: output tokens the client already has, when a frontend resubmits after a scheduler's death.
     bad_words: token sequences that may not be completed. seed: always given, so that a replay draws the same numbers.
+    grammar: what the output must follow; params.structured_outputs, which it was made from, is not looked at.
     """
 
     handle: int
@@ -54,6 +56,7 @@ class Submit(_Message, frozen=True, tag=1):
     cache_salt: str = ""
     bad_words: list[list[int]] = []
     emitted: bytes = b""
+    grammar: Grammar | None = None
 
 
 class Abort(_Message, frozen=True, tag=2):

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ipc.errors import InvalidRequestError
+from ipc.grammar import StructuredOutputsParams
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
@@ -30,7 +31,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     the random number for a token depends on (seed, position) alone. max_tokens: None means the rest of the context.
     stop: strings that end the text; stop_token_ids: tokens that end it. logprobs: None, or how many alternatives to report per
     output token (0: the chosen one alone). prompt_logprobs: the same for the prompt's tokens. logit_bias: token id to a number
-    added to its logit. bad_words: texts that may not come out. allowed_token_ids: the only tokens that may.
+    added to its logit. bad_words: texts that may not come out. allowed_token_ids: the only tokens that may. structured_outputs: a JSON
+    schema, regex, choice or grammar that the output follows.
     """
 
     n: int = 1
@@ -54,6 +56,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     logit_bias: dict[int, float] = {}
     bad_words: list[str] = []
     allowed_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     @property
     def greedy(self) -> bool:
@@ -103,6 +106,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
                 raise InvalidRequestError("allowed_token_ids must not be empty", "allowed_token_ids")
             _count("allowed_token_ids", self.allowed_token_ids, vocab_size)
             _token_ids("allowed_token_ids", self.allowed_token_ids, vocab_size)
+        if self.structured_outputs is not None:
+            if not isinstance(self.structured_outputs, StructuredOutputsParams):
+                raise InvalidRequestError("structured_outputs must be a StructuredOutputsParams", "structured_outputs")
+            self.structured_outputs.validate()
         return self
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         QuireError,
         RequestFailedError,
     )
+    from ipc.grammar import StructuredOutputsParams
     from ipc.sampling_params import SamplingParams
     from quire.async_llm import AsyncLLM
     from quire.llm import LLM
@@ -31,6 +32,7 @@ __all__ = [
     "RequestFailedError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "LLM": "quire.llm",
     "AsyncLLM": "quire.async_llm",
     "SamplingParams": "ipc.sampling_params",
+    "StructuredOutputsParams": "ipc.grammar",
     "RequestOutput": "frontend.outputs",
     "CompletionOutput": "frontend.outputs",
     **dict.fromkeys(

@@ -37,7 +37,7 @@ def serve(config: Config, started: float) -> int:
         if remark:
             log.info("%s", remark)
         model = model_source.load(config)
-        if listening.is_public(listener) and not config.server.api_key:
+        if listening.is_public(listener) and not (config.server.api_key or config.server.api_key_file):
             log.warning("other machines can reach this server and no --api-key is set")
         supervisor = Supervisor(config, model, device, listener, on_loading=LoadingLog())
         return uvloop.run(_live(supervisor, config, listener, started))
@@ -82,7 +82,8 @@ async def _unless(interruption: asyncio.Task[signal.Signals], work: Coroutine[An
 
 def _announce(url: str, config: Config, started: float) -> None:
     """Tell where it serves, and a request that can be pasted as it stands."""
-    key = f" -H 'Authorization: Bearer {config.server.api_key[0]}'" if config.server.api_key else ""
+    shown = config.server.api_key[0] if config.server.api_key else "<key>" if config.server.api_key_file else ""
+    key = f" -H 'Authorization: Bearer {shown}'" if shown else ""
     body = json.dumps({"messages": [{"role": "user", "content": "Count from 3 to 9."}]})
     print(f"quire is ready at {url} after {time.monotonic() - started:.1f} s. Try:", flush=True)
     print(f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'", flush=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ipc.config import StructuredOutputsConfig
 from ipc.errors import InvalidRequestError
+from ipc.grammar import Grammar
 from ipc.messages import Submit
 from scheduler_proc.request import Frontend
 
@@ -39,6 +41,18 @@ def check(submit: Submit, frontend: Frontend, vocab_size: int, max_model_len: in
     for word in submit.bad_words:
         if not word or not all(0 <= token < vocab_size for token in word):
             raise InvalidRequestError(f"bad_words has {word!r:.80}, which are not token ids of this model", "bad_words")
+
+
+def check_grammar(grammar: Grammar | None, settings: StructuredOutputsConfig) -> None:
+    """Raise InvalidRequestError for a grammar that is not even tried."""
+    if grammar is None:
+        return
+    if not settings.grammar_processes:
+        raise InvalidRequestError("structured output is turned off on this server", grammar.param)
+    if len(grammar.text) > settings.max_grammar_chars:
+        raise InvalidRequestError(
+            f"{grammar.param} may have at most {settings.max_grammar_chars} characters, got {len(grammar.text)}", grammar.param
+        )
 
 
 def num_output(submit: Submit, max_model_len: int) -> int:

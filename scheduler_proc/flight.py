@@ -35,7 +35,10 @@ class DecodeSet(msgspec.Struct, gc=False, eq=False):
 
 
 class Prefill(msgspec.Struct, gc=False, eq=False):
-    """A row that computes known tokens. position: its place in the plan; token_place: of its first token among the plan's tokens."""
+    """A row that computes known tokens. position: its place in the plan; token_place: of its first token among the plan's tokens.
+
+    decode: it is the one token sampled last of a row under a grammar.
+    """
 
     request: Request
     row: int
@@ -47,6 +50,7 @@ class Prefill(msgspec.Struct, gc=False, eq=False):
     token_place: int
     first_report: int  # first prompt token to report log-probabilities of
     num_report: int
+    decode: bool = False
 
 
 class Flight(msgspec.Struct, gc=False, eq=False):

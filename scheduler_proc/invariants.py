@@ -28,6 +28,9 @@ def _places(scheduler: Scheduler) -> None:
     assert len(waiting) == len(scheduler.waiting), "the queue miscounts"
     for request in running:
         assert request.status is Status.RUNNING, f"{request.request_id} runs as {request.status}"
+    held = list(scheduler._held)
+    assert all(request.waiting_on for request in held) and not any(request.waiting_on for request in waiting), "held for nothing"
+    waiting += held
     for request in waiting:
         assert request.status in (Status.WAITING, Status.PREEMPTED), f"{request.request_id} waits as {request.status}"
         assert request.row == -1 and request.node is None, f"{request.request_id} waits and holds something"
@@ -38,7 +41,17 @@ def _places(scheduler: Scheduler) -> None:
         assert frontend.request_ids == {request.request_id for request in frontend.requests.values()}
         assert scheduler._by_number[frontend.number] is frontend
     unfinished = [request for request in running if scheduler.rows.num_scheduled[request.row] < request.target]
-    assert {id(request) for request in scheduler._prefilling} == {id(request) for request in unfinished}, "wrong list of prefilling rows"
+    listed = [*scheduler._prefilling, *scheduler._stepping]
+    assert {id(request) for request in listed} == {id(request) for request in unfinished}, "wrong lists of rows to compute"
+    assert len({id(request) for request in listed}) == len(listed), "a row is to be computed twice"
+    assert not any(request.waiting_on for request in listed), "a row is to be computed that waits"
+    for request in scheduler._round:
+        assert request.status is Status.RUNNING and request not in scheduler._stepping, f"{request.request_id} is waited for in vain"
+    constrained = [request for request in running if request.constraint is not None]
+    assert scheduler._num_constrained == len(constrained) <= max(scheduler._dimensions.masks, 0), "rows under a grammar are miscounted"
+    for request in constrained:
+        idle = request not in listed and scheduler.rows.num_scheduled[request.row] < scheduler.rows.num_known[request.row]
+        assert idle == bool(request.waiting_on), f"{request.request_id}: waits on {request.waiting_on}, or should"
 
 
 def _blocks(scheduler: Scheduler) -> None:

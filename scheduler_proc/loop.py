@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import secrets
 import time
 from typing import Any
@@ -30,7 +31,10 @@ from ipc.messages import (
     WorkerReady,
     WorkerToScheduler,
 )
+from scheduler_proc.constraint import Answer
 from scheduler_proc.emissions import Emission
+from scheduler_proc.grammar import GrammarDesk
+from scheduler_proc.grammar_facts import TokenizerFacts
 from scheduler_proc.metrics import StatusWriter
 from scheduler_proc.scheduler import Scheduler
 from scheduler_proc.worker_group import WorkerGroup
@@ -59,12 +63,19 @@ class SchedulerActor(Actor):
         self._drained = False
         self._dead_frontends: set[str] = set()
         self._ranks = spec.config.parallel.tensor_parallel_size
+        self._desk: GrammarDesk | None = None
 
     async def start(self) -> None:
         spec = self.spec
         self._workers: Channel[Any] = Channel.router(self.context, spec.address("workers"), WorkerToScheduler, spec.epoch)
         self._frontends: Channel[Any] = Channel.router(self.context, spec.address("frontends"), FrontendToScheduler, spec.epoch)
         self._group = WorkerGroup(self._workers, self._ranks, spec.config.cache.num_blocks, self._on_standing)
+        if spec.config.structured_outputs.grammar_processes:
+            facts = TokenizerFacts(
+                os.path.join(spec.model.tokenizer_path, "tokenizer.json"), spec.model.vocab_size, spec.model.eos_token_ids
+            )
+            self._desk = GrammarDesk(facts, spec.config.structured_outputs, self._deliver)
+            self._desk.start()
         self._workers.attach(self.loop, self._on_worker)
         self._frontends.attach(self.loop, self._on_frontend)
 
@@ -72,6 +83,8 @@ class SchedulerActor(Actor):
         if hasattr(self, "_frontends"):
             self._workers.close()
             self._frontends.close()
+        if self._desk is not None:
+            self._desk.close()
 
     # Messages
 
@@ -91,6 +104,7 @@ class SchedulerActor(Actor):
     def _submit(self, peer: str, message: Submit) -> None:
         if self._core is not None:
             refused = self._core.add(message, peer, time.monotonic_ns())
+            self._order()
         elif self._draining:
             refused = Refused(message.handle, RefuseCode.DRAINING, "the engine is shutting down")
         elif len(self._early) >= self.spec.config.scheduler.max_queued_requests:
@@ -145,6 +159,7 @@ class SchedulerActor(Actor):
         began = time.monotonic_ns()
         emissions = core.apply(result, began)
         core.counters.apply_ns += time.monotonic_ns() - began
+        self._order()
         # The workers' next step is more urgent than the words about the last.
         self._turn()
         self._send(emissions)
@@ -174,6 +189,28 @@ class SchedulerActor(Actor):
         log.warning("a worker is gone; running requests wait for its successor")
         if self._core is not None:
             self._core.workers_lost()
+
+    # Grammars
+
+    def _order(self) -> None:
+        """Give the grammar desk what it is to do."""
+        assert self._core is not None
+        orders = self._core.orders()
+        if orders and self._desk is not None:
+            self._desk.take(orders)
+
+    def _deliver(self, answers: list[Answer]) -> None:
+        """Called from the desk's threads."""
+        try:
+            self.loop.call_soon_threadsafe(self._on_answers, answers)
+        except RuntimeError:  # the loop has ended, and everything with it
+            pass
+
+    def _on_answers(self, answers: list[Answer]) -> None:
+        assert self._core is not None
+        for peer, refused in self._core.answer(answers):
+            self._tell(peer, refused)
+        self._turn()
 
     # Work
 

@@ -82,7 +82,7 @@ class Counters:
         self.step_tokens += flight.num_tokens
         self.generation_tokens += num_sampled
         for prefill in flight.prefills:
-            self.prompt_tokens += prefill.count
+            self.prompt_tokens += 0 if prefill.decode else prefill.count
             if prefill.sample and not prefill.request.first_token_ns:
                 prefill.request.first_token_ns = now_ns
 
@@ -105,7 +105,7 @@ class StatusWriter:
             self._words,
             0,
             scheduler.num_running,
-            len(scheduler.waiting),
+            scheduler.num_waiting,
             pool.num_blocks,
             pool.num_used,
             pool.num_evictable,

@@ -17,6 +17,7 @@ class PlanWriter:
         self.num_tokens = 0
         self._num_token_ids = 0
         self._num_updates = 0
+        self._num_masks = 0
         self._setups: list[bytes] = []
         self._setup_room = row_setup.room(len(out.setup))
 
@@ -40,6 +41,12 @@ class PlanWriter:
         self._num_token_ids += count
         self.num_tokens += count
         self.num_rows = at + 1
+
+    def mask(self, words: I32) -> None:
+        """The mask of the row written last."""
+        self._out.masks[self._num_masks] = words
+        self._out.flags[self.num_rows - 1] |= RowFlag.GRAMMAR
+        self._num_masks += 1
 
     def blocks(self, rows: I64 | int, index: I64, blocks: I32) -> None:
         """New entries of block tables."""
@@ -66,4 +73,5 @@ class PlanWriter:
             size = len(blob)
             self._out.setup[:size] = memoryview(blob)
         header = self._out.header
-        header[: PlanHeader.SETUP_BYTES + 1] = (step, self.num_rows, self.num_tokens, self._num_token_ids, self._num_updates, size)
+        words = (step, self.num_rows, self.num_tokens, self._num_token_ids, self._num_updates, size, self._num_masks)
+        header[: PlanHeader.NUM_MASKS + 1] = words

@@ -9,6 +9,7 @@ import numpy as np
 from ipc.arena import I32
 from ipc.errors import IllegalTransitionError
 from ipc.messages import FinishReason, Submit
+from scheduler_proc.constraint import Constraint
 from scheduler_proc.prefix_cache import RadixNode
 
 
@@ -47,13 +48,14 @@ class Request:
     tokens: int32, all known tokens (prompt, then output) while it has no row; in a row its history column is the truth and this one
     is behind. end: absolute position at which it ends by length (its last token is end - 1). target: tokens to prefill in
     its present row. setup_bytes: see row_setup.size. path_len, num_shared, node, path_open, keys: its place in the prefix tree, kept
-    by KVManager.
+    by KVManager. waiting_on: what must come before it can be scheduled; see scheduler_proc/constraint.py.
     """
 
     __slots__ = (
         "arrival_ns",
         "bad_words",
         "cache_salt",
+        "constraint",
         "end",
         "first_planned_ns",
         "first_token_ns",
@@ -81,6 +83,7 @@ class Request:
         "suspect_tokens",
         "target",
         "tokens",
+        "waiting_on",
         "worker_deaths",
     )
 
@@ -104,6 +107,8 @@ class Request:
         self.status = Status.WAITING
         self.row = -1
         self.target = 0
+        self.waiting_on: set[str] = set()
+        self.constraint = None if submit.grammar is None else Constraint(submit.grammar, self)
         self.prompt_reported = 1  # the first prompt token has no log-probability
         self.node: RadixNode | None = None
         self.path_len = 0

@@ -17,7 +17,8 @@ class Rows:
     generation: grows when a row is freed, so that a late result is never taken for its successor's. num_scheduled: tokens in plans
     so far. num_computed: tokens whose step has been applied. num_known: tokens whose id is known here (history[row, :num_known]).
     limit: num_scheduled beyond which nothing need be computed (end - 1). capacity: tokens the row's blocks hold.
-    decoding: whether the next plan gives it one token, the one sampled last.
+    decoding: whether the next plan gives it one token, the one sampled last; never for a row under a grammar, which is planned for token
+    by token.
     """
 
     def __init__(self, num_rows: int, max_model_len: int, blocks_per_row: int) -> None:
@@ -98,6 +99,7 @@ class Rows:
             assert scheduled <= self.capacity[row], f"row {row} computes beyond its blocks"
             assert self.end[row] == request.end and self.num_prompt[row] == request.num_prompt
             assert self.frontend[row] == request.frontend.number and self.handle[row] == request.handle
-            assert bool(self.decoding[row]) == (scheduled >= request.target and scheduled < self.limit[row]), f"row {row}: decoding flag"
+            decodes = request.constraint is None and scheduled >= request.target and scheduled < self.limit[row]
+            assert bool(self.decoding[row]) == decodes, f"row {row}: decoding flag"
             num_logprobs += int(self.logprobs[row] != NO_LOGPROBS)
         assert num_logprobs == self.num_logprobs_rows

@@ -18,6 +18,7 @@ from ipc.config import Config, ModelInfo
 from ipc.errors import InvalidRequestError, ProtocolError
 from ipc.messages import FinishReason, RefuseCode, Refused, Submit
 from scheduler_proc import admission, row_setup
+from scheduler_proc.constraint import GRAMMAR, Answer, Order, Outcome
 from scheduler_proc.emissions import Emission, Emitter, Sampled, Segment
 from scheduler_proc.flight import DecodeSet, Flight, Prefill
 from scheduler_proc.kv_manager import KVManager
@@ -41,12 +42,14 @@ class Scheduler:
 
     `config` and `model` as every process has them, `num_blocks` KV blocks as the workers hold them, `secret` (16 to 64 random bytes) keys
     the prefix tree. Times are CLOCK_MONOTONIC nanoseconds given by the caller. `emissions` must be collected after every call of
-    `plan`, `abort` and `workers_lost`, which may end requests; `apply` returns them itself.
+    `plan`, `abort`, `answer` and `workers_lost`, which may end requests; `apply` returns them itself. `orders` must be given to the grammar
+    desk after every `add` and `apply`; its answers come back through `answer`.
     """
 
     def __init__(self, config: Config, model: ModelInfo, num_blocks: int, secret: bytes) -> None:
         self._model = model
         self._settings = config.scheduler
+        self._structured = config.structured_outputs
         self._max_logprobs = config.model.max_logprobs
         self._dimensions = Dimensions.of(config, model)
         self._block_size = config.cache.block_size
@@ -65,6 +68,13 @@ class Scheduler:
         self._emitter = Emitter(self.rows, self._by_number)
         self._quarantine = Quarantine()
         self._prefilling: list[Request] = []
+        self._stepping: list[Request] = []  # rows under a grammar whose last token is to be computed; the mask of the next is there
+        # Those of them that were planned together and whose next mask is not there yet. The others wait for them: rows under grammars
+        # that take turns in small steps would cost twice the steps.
+        self._round: set[Request] = set()
+        self._held: dict[Request, None] = {}  # without a row, and not in the queue, because they wait on something
+        self._orders: list[Order] = []
+        self._num_constrained = 0  # rows under a grammar
         self._flights: deque[Flight] = deque()
         self._max_flights = 2 if self._settings.overlap else 1
         self._decodes = DecodeSet.of(self.rows)
@@ -82,7 +92,11 @@ class Scheduler:
 
     @property
     def num_requests(self) -> int:
-        return self.num_running + len(self.waiting)
+        return self.num_running + self.num_waiting
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + len(self._held)
 
     @property
     def may_plan(self) -> bool:
@@ -107,11 +121,12 @@ class Scheduler:
         frontend = self._frontend(identity)
         if self._draining:
             return Refused(submit.handle, RefuseCode.DRAINING, "the engine is shutting down")
-        if len(self.waiting) >= self._settings.max_queued_requests and not submit.emitted:
+        if self.num_waiting >= self._settings.max_queued_requests and not submit.emitted:
             wait = self.counters.seconds_per_admission(now_ns)
-            return Refused(submit.handle, RefuseCode.QUEUE_FULL, f"{len(self.waiting)} requests are waiting already", "", wait)
+            return Refused(submit.handle, RefuseCode.QUEUE_FULL, f"{self.num_waiting} requests are waiting already", "", wait)
         try:
             admission.check(submit, frontend, self._model.vocab_size, self._model.max_model_len, self._max_logprobs)
+            admission.check_grammar(submit.grammar, self._structured)
             end = len(submit.prompt) // 4 + admission.num_output(submit, self._model.max_model_len)
             order = self._policy.order(submit.priority, submit.arrival_ns, self._next_request)
             request = Request(submit, frontend, order, end, self._model.eos_token_ids)
@@ -122,7 +137,10 @@ class Scheduler:
         frontend.requests[request.handle] = request
         frontend.request_ids.add(request.request_id)
         self._stops.add(request.stop_set)
-        self.waiting.push(request)
+        if request.constraint is not None:
+            request.waiting_on.add(GRAMMAR)
+            self._orders.append(Order(request.constraint, request.tokens[request.num_prompt :].tolist(), True))
+        self._wait(request)
         self.counters.arrived(request)
         return None
 
@@ -148,10 +166,13 @@ class Scheduler:
         doomed = self._quarantine.workers_died(list({id(request): request for request in self._requests_in_flight()}.values()))
         self._flights.clear()
         self._prefilling.clear()
+        self._stepping.clear()
+        self._round.clear()
+        self._num_constrained = 0
         for request in list(self.running()):
             self.rows.free(request.row)
             request.become(Status.PREEMPTED)
-            self.waiting.push(request)
+            self._wait(request)
         self._reset_blocks(self.kv.pool.num_blocks)
         for request in doomed:
             self._finish(request, Ending(FinishReason.ERROR, error=self._quarantine.MESSAGE))
@@ -161,9 +182,53 @@ class Scheduler:
         if self.num_running:
             raise ProtocolError("the number of KV blocks changed while requests run")
         self._reset_blocks(num_blocks)
-        for request in list(self.waiting):
+        for request in [*self.waiting, *self._held]:
             if self.kv.blocks_for(len(request.tokens)) > num_blocks:
                 self._finish(request, Ending(FinishReason.ERROR, error=f"the restarted workers hold only {num_blocks} KV blocks"))
+
+    def orders(self) -> list[Order]:
+        """What the grammar desk is to do, since the last call."""
+        orders, self._orders = self._orders, []
+        return orders
+
+    def answer(self, answers: list[Answer]) -> list[tuple[str, Refused]]:
+        """Take over the desk's answers: requests become plannable or end. The refusals, with the frontends to tell."""
+        refused: list[tuple[str, Refused]] = []
+        for answer in answers:
+            request = answer.constraint.request
+            if request.status is Status.FINISHED:
+                continue
+            match answer.outcome:
+                case Outcome.READY:
+                    self._resume(request)
+                case Outcome.COMPLETE:
+                    self._finish(request, Ending(FinishReason.STOP, self._closing_token(request)))
+                case Outcome.FAILED:
+                    self._finish(request, Ending(FinishReason.ERROR, error=answer.message))
+                case Outcome.INVALID | Outcome.BUSY:
+                    code = RefuseCode.INVALID if answer.outcome is Outcome.INVALID else RefuseCode.QUEUE_FULL
+                    refused.append(
+                        (request.frontend.identity, Refused(request.handle, code, answer.message, answer.constraint.grammar.param))
+                    )
+                    self._finish(request, None)
+        return refused
+
+    def _closing_token(self, request: Request) -> int:
+        """The request's last token if that is one that closes a text, else -1."""
+        tokens = request.tokens if request.row < 0 else self.rows.history[request.row, : self.rows.num_known[request.row]]
+        last = int(tokens[-1])
+        return last if len(tokens) > request.num_prompt and last in self._model.eos_token_ids else -1
+
+    def _resume(self, request: Request) -> None:
+        """The mask of the request's next token is there."""
+        request.waiting_on.discard(GRAMMAR)
+        self._round.discard(request)
+        if request.status is Status.RUNNING:
+            request.target = int(self.rows.num_known[request.row])
+            self._stepping.append(request)
+        else:
+            del self._held[request]
+            self._wait(request)
 
     def emissions(self, now_ns: int, step: int = 0) -> list[Emission]:
         """Messages about what ended since the last call outside `apply`."""
@@ -177,12 +242,20 @@ class Scheduler:
         if len(self.waiting):
             self._displace(step)
         writer = PlanWriter(out)
+        stepping = bool(self._stepping) and not self._round
+        if stepping:
+            self._grow_stepping(writer)
         decodes = self._plan_decodes(writer)
         flight = Flight(step, decodes, [], self._version, False, 0)
         if decodes is not None:
             decodes.steps_left -= 1
             if not decodes.steps_left:
                 self._retire(flight, decodes)
+        if stepping:
+            for request in self._stepping:
+                self._plan_prefill(request, writer, flight, decode=True)
+            self._round.update(self._stepping)
+            self._stepping.clear()
         if self._prefilling or len(self.waiting):
             for request in self._prefilling:
                 self._plan_prefill(request, writer, flight)
@@ -226,6 +299,20 @@ class Scheduler:
         columns.num_scheduled[rows] = starts
         return decodes
 
+    def _grow_stepping(self, writer: PlanWriter) -> None:
+        """A block for each row under a grammar that needs one for its next token; first of all, since it may preempt others."""
+        columns = self.rows
+        for request in list(self._stepping):
+            while request.status is Status.RUNNING and columns.capacity[request.row] < request.target and not self.kv.make_free(1):
+                self._give_way()
+            row = request.row
+            if row >= 0 and columns.capacity[row] < request.target:
+                index = np.array([columns.capacity[row] // self._block_size])
+                blocks = self.kv.pool.take(1)
+                columns.block_table[row, index] = blocks
+                columns.capacity[row] += self._block_size
+                writer.blocks(row, index, blocks)
+
     def _give_way(self) -> bool:
         """Blocks have run out: preempt somebody. False: the one running request must wait for its own step in flight."""
         victim = self._policy.victim(self.running())
@@ -245,7 +332,7 @@ class Scheduler:
         self._version += 1
         flight.has_last = True
 
-    def _plan_prefill(self, request: Request, writer: PlanWriter, flight: Flight) -> None:
+    def _plan_prefill(self, request: Request, writer: PlanWriter, flight: Flight, decode: bool = False) -> None:
         """The next chunk of a row's known tokens, as far as the budget goes."""
         columns, row = self.rows, request.row
         start = int(columns.num_scheduled[row])
@@ -264,14 +351,21 @@ class Scheduler:
         flags = (RowFlag.SAMPLE if done else 0) | (RowFlag.PROMPT_LOGPROBS if num_report else 0)
         generation = int(columns.generation[row])
         place = writer.num_tokens + first - start - 1
-        flight.prefills.append(Prefill(request, row, generation, writer.num_rows, start, end - start, done, place, first, num_report))
+        flight.prefills.append(
+            Prefill(request, row, generation, writer.num_rows, start, end - start, done, place, first, num_report, decode)
+        )
         writer.prefill(row, start, columns.history[row, start:end], int(flags))
+        constraint = request.constraint
+        if done and constraint is not None:
+            assert constraint.mask is not None
+            writer.mask(constraint.mask)
         columns.num_scheduled[row] = end
         self.kv.publish(request, columns.block_table[row], columns.tokens(row), end, flight.step)
         if done:
             flight.has_last |= end >= columns.limit[row]
-            columns.decoding[row] = end < columns.limit[row]
-            self._version += 1
+            if constraint is None:
+                columns.decoding[row] = end < columns.limit[row]
+                self._version += 1
 
     # Admission
 
@@ -283,6 +377,9 @@ class Scheduler:
             request = self.waiting.first()
             if request is None or not self._quarantine.admits(request, self.num_running) or self._still_blocked(request):
                 break
+            if request.constraint is not None and self._num_constrained >= self._dimensions.masks:
+                later.append(self.waiting.pop())
+                continue
             # What this very step computes is there for the next one: better than to compute it twice.
             if self.kv.needs_any(request, computing):
                 later.append(self.waiting.pop())
@@ -318,6 +415,7 @@ class Scheduler:
         self.waiting.pop()
         request.become(Status.RUNNING)
         self._prefilling.append(request)
+        self._num_constrained += request.constraint is not None
         self._quarantine.started(request)
         self.counters.admitted(request, num_cached, now_ns)
         return True
@@ -335,6 +433,8 @@ class Scheduler:
             victim = self._policy.victim(self.running()) if self._policy.displacing else None
             if victim is None or not self._policy.displaces(request, victim) or not self._quarantine.admits(request, 0):
                 return
+            if request.constraint is not None and self._num_constrained >= self._dimensions.masks:
+                return  # what it lacks is not the victim's
             if self.rows.num_free:
                 spare = min(self.num_running, self.kv.pool.num_blocks // WATERMARK_SHARE)
                 if self.kv.fits(self.kv.match(request, step), self.kv.blocks_for(len(request.tokens)), spare):
@@ -360,6 +460,8 @@ class Scheduler:
         ends = self._advance(flight, sampled, hits)
         if ends is not None:
             self._end(sampled, ends)
+        if self._num_constrained:
+            self._ask(flight)
         self.counters.applied(flight, len(sampled.rows), now_ns, int(result.header[ResultHeader.FORWARD_NS]))
         if self._quarantine.alone is not None:
             self._clear_suspect(self._quarantine.alone)
@@ -448,6 +550,14 @@ class Scheduler:
             elif columns.num_known[row] >= columns.end[row]:
                 self._finish(request, Ending(FinishReason.LENGTH))
 
+    def _ask(self, flight: Flight) -> None:
+        """Order the next masks of the rows under a grammar that got a token and go on."""
+        for prefill in flight.prefills:
+            request, row = prefill.request, prefill.row
+            if prefill.sample and request.constraint is not None and self.rows.generation[row] == prefill.generation:
+                request.waiting_on.add(GRAMMAR)
+                self._orders.append(Order(request.constraint, [int(self.rows.history[row, self.rows.num_known[row] - 1])], False))
+
     def _requests_in_flight(self) -> Iterator[Request]:
         for flight in self._flights:
             for prefill in flight.prefills:
@@ -473,24 +583,35 @@ class Scheduler:
         request.become(Status.PREEMPTED)
         request.num_preemptions += 1
         self.counters.preemptions += 1
-        self.waiting.push(request)
+        self._wait(request)
+
+    def _wait(self, request: Request) -> None:
+        """Into the queue, or beside it while the request could not start if it were first."""
+        if request.waiting_on:
+            self._held[request] = None
+        else:
+            self.waiting.push(request)
 
     def _fail(self, request: Request) -> None:
         """The request's numbers are wrong: nobody may read its blocks."""
         self._finish(request, Ending(FinishReason.ERROR, error=NOT_FINITE), keep=False)
 
-    def _finish(self, request: Request, ending: Ending, keep: bool = True) -> None:
+    def _finish(self, request: Request, ending: Ending | None, keep: bool = True) -> None:
+        """End a request and tell of it, unless there is no `ending` to tell."""
         running = request.status is Status.RUNNING
         if running:
             self._leave_row(request, keep)
         request.become(Status.FINISHED)
-        if not running:
+        if request in self._held:
+            del self._held[request]
+        elif not running:
             self.waiting.forget_finished()
         del request.frontend.requests[request.handle]
         request.frontend.request_ids.discard(request.request_id)
         self._stops.remove(request.stop_set)
         self._quarantine.ended(request)
-        self._emitter.finished(request, ending, len(request.tokens))
+        if ending is not None:
+            self._emitter.finished(request, ending, len(request.tokens))
 
     def _leave_row(self, request: Request, keep: bool) -> None:
         """Row and blocks become free; keep: others may go on reading what was computed for it."""
@@ -504,6 +625,11 @@ class Scheduler:
             self.kv.discard(request, table)
         if not columns.decoding[row] and request in self._prefilling:
             self._prefilling.remove(request)
+        if request.constraint is not None:
+            self._num_constrained -= 1
+            self._round.discard(request)
+            if request in self._stepping:
+                self._stepping.remove(request)
         columns.free(row)
         self._version += 1
 
@@ -511,7 +637,7 @@ class Scheduler:
         """Start with empty blocks. Only while no request runs."""
         self.counters.evicted_before += self.kv.cache.num_evicted
         self.kv = KVManager(num_blocks, self._block_size, self._secret, self._caching)
-        for request in self.waiting:
+        for request in [*self.waiting, *self._held]:
             request.node, request.path_len, request.path_open = None, 0, False
         self._blocked = None
         self._version += 1

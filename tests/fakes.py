@@ -91,7 +91,7 @@ class PagedToy:
         self.block_table[plan.block_row[:num_updates], plan.block_index[:num_updates]] = plan.block_id[:num_updates]
         rows = plan.row[:num_rows].tolist()
         assert len(set(rows)) == len(rows), "a row is twice in the plan"
-        ids_used = tokens_used = 0
+        ids_used = tokens_used = masks_used = 0
         for at, row in enumerate(rows):
             count, start, flags = int(plan.num_new[at]), int(plan.start[at]), int(plan.flags[at])
             if flags & RowFlag.DEVICE_TOKEN:
@@ -100,14 +100,22 @@ class PagedToy:
             else:
                 new = plan.token_ids[ids_used : ids_used + count]
                 ids_used += count
-            self._row(row, start, new, flags, at, tokens_used, result)
+            mask = None
+            if flags & RowFlag.GRAMMAR:
+                assert flags & RowFlag.SAMPLE, "a mask for a row that samples nothing"
+                mask = np.unpackbits(plan.masks[masks_used].view(np.uint8), bitorder="little").astype(bool)
+                masks_used += 1
+            self._row(row, start, new, flags, at, tokens_used, result, mask)
             tokens_used += count
         assert (ids_used, tokens_used) == (num_ids, num_tokens), "the header miscounts tokens"
+        assert masks_used == plan.header[PlanHeader.NUM_MASKS], "the header miscounts masks"
         self.tokens_computed += num_tokens
         result.header[ResultHeader.NUM_ROWS] = num_rows
         result.header[ResultHeader.STEP] = plan.header[PlanHeader.STEP]
 
-    def _row(self, row: int, start: int, new: np.ndarray, flags: int, at: int, place: int, result: ResultColumns) -> None:
+    def _row(
+        self, row: int, start: int, new: np.ndarray, flags: int, at: int, place: int, result: ResultColumns, mask: np.ndarray | None
+    ) -> None:
         setup = self.setups[row]
         positions = np.arange(start, start + len(new))
         blocks = self.block_table[row, positions // self.block_size]
@@ -120,6 +128,8 @@ class PagedToy:
             self._prompt_logprobs(setup, start, len(new), place, result)
         if flags & RowFlag.SAMPLE:
             token = self.next_token(context, setup)
+            if mask is not None:
+                token = next_allowed(token, mask)
             self.last_token[row] = token
             result.tokens[at] = token
             if self.poison is not None and self.poison(context, setup):
@@ -148,6 +158,12 @@ class PagedToy:
                 result.prompt_rank[place + offset] = position
                 result.prompt_top_ids[place + offset] = EMPTY
                 result.prompt_top_ids[place + offset, : setup.prompt_logprobs] = history[position]
+
+
+def next_allowed(token: int, mask: np.ndarray) -> int:
+    """The first token from `token` on, round the vocabulary, that mask bool[...] allows."""
+    allowed = np.flatnonzero(mask)
+    return int(allowed[np.searchsorted(allowed, token) % len(allowed)])
 
 
 def logprob_of(position: int, token: int) -> float:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from frontend.body import decoder, read_json
+from frontend.chat_stream import call_json
+from frontend.conversation import prepare_chat
 from frontend.generation import Answer, floor, json_generation, prompt_logprobs_json, stream_answer
-from frontend.outputs import RequestOutput, TokenLogprobs
+from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.chat import ChatRequest
-from frontend.schemas.numbers import integer
 from frontend.sse import encode
 from frontend.tokenizer import Tokenizer
 
@@ -42,48 +43,16 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     """Raises InvalidRequestError and the engine's errors; see frontend/http_errors.py for their status."""
     arrival_ns = time.monotonic_ns()
     body = await read_json(request, _DECODER, app.server_config.max_body_bytes)
-    app.check_model(body.model)
-    body.check(app.spec.config.scheduler.scheduling_policy)
-    body.check_chat()
-    top = integer("top_logprobs", body.top_logprobs) or 0
-    max_tokens = integer("max_completion_tokens", body.max_completion_tokens)
-    if max_tokens is None:
-        max_tokens = integer("max_tokens", body.max_tokens)
-    params = body.sampling_params(app.spec.model, top if body.logprobs else None, max_tokens)
-    params.validate(app.spec.model.vocab_size, app.spec.config.model.max_logprobs)
-    app.check_count(params.n)
-    text, ids = await app.client.tokenizer.encode_chat(
-        [message.plain() for message in body.messages],
-        add_generation_prompt=body.add_generation_prompt if body.add_generation_prompt is not None else not body.continue_final_message,
-        continue_final_message=bool(body.continue_final_message),
-        **template_variables(body),
-    )
     identity = body.request_id or f"chatcmpl-{secrets.token_hex(14)}"
-    works = await app.client.prepare(
-        ids,
-        params,
-        text=text,
-        request_id=identity,
-        priority=integer("priority", body.priority) or 0,
-        cache_salt=body.cache_salt or "",
-        arrival_ns=arrival_ns,
-    )
+    works = await prepare_chat(app, body, identity, arrival_ns)
     answer = Answer(identity, app.spec.model.name, [works], SHAPE, None, body.include_usage, body.continuous_usage)
     if body.stream:
         return await stream_answer(app, request, answer)
 
     def choice(index: int, output: RequestOutput, place: int) -> dict[str, Any]:
-        return _choice(app, body, top, index, output, place)
+        return _choice(app, body, works[0].params.logprobs or 0, index, output, place)
 
     return await json_generation(app, answer, choice, "chat.completion")
-
-
-def template_variables(body: ChatRequest) -> dict[str, Any]:
-    """What clients may pass on to the template."""
-    given = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        given.setdefault("reasoning_effort", body.reasoning_effort)
-    return given
 
 
 def _choice(app: App, body: ChatRequest, top: int, index: int, output: RequestOutput, place: int) -> dict[str, Any]:
@@ -94,9 +63,9 @@ def _choice(app: App, body: ChatRequest, top: int, index: int, output: RequestOu
         logprobs = {"content": [_token_logprobs(app.client.tokenizer, token, entry, top) for token, entry in tokens], "refusal": None}
     choice = {
         "index": index,
-        "message": {"role": "assistant", "content": each.text, "refusal": None},
+        "message": _message(each, body.include_reasoning is not False),
         "logprobs": logprobs,
-        "finish_reason": each.finish_reason,
+        "finish_reason": "tool_calls" if each.finish_reason == "stop" and each.message and each.message.calls else each.finish_reason,
         "stop_reason": each.stop_reason,
     }
     if body.prompt_logprobs is not None:
@@ -104,6 +73,21 @@ def _choice(app: App, body: ChatRequest, top: int, index: int, output: RequestOu
     if body.return_token_ids:
         choice |= {"token_ids": each.token_ids, "prompt_token_ids": output.prompt_token_ids}
     return choice
+
+
+def _message(output: CompletionOutput, show_reasoning: bool) -> dict[str, Any]:
+    """The answer; reasoning under both names that clients look for."""
+    parts = output.message
+    if parts is None:
+        return {"role": "assistant", "content": output.text, "refusal": None}
+    # An empty answer is text, one that only calls or thinks has none.
+    content = parts.content if parts.content is not None or parts.calls or parts.reasoning is not None else ""
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if show_reasoning and parts.reasoning is not None:
+        message |= {"reasoning_content": parts.reasoning, "reasoning": parts.reasoning}
+    if parts.calls:
+        message["tool_calls"] = [call_json(call) for call in parts.calls]
+    return message
 
 
 def _token_logprobs(tokenizer: Tokenizer, token: int, entry: TokenLogprobs, limit: int | None) -> dict[str, Any]:

@@ -79,6 +79,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
                 cache_salt=body.cache_salt or "",
                 arrival_ns=arrival_ns,
                 add_special_tokens=body.add_special_tokens is not False,
+                timeout=body.timeout,
             )
         )
     texts = [_prompt_text(app, prompt[0]) for prompt in works] if echo else None

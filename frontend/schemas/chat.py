@@ -9,10 +9,13 @@ import msgspec
 from frontend.http_errors import not_supported
 from frontend.schemas.generation import GenerationRequest
 from frontend.schemas.numbers import Int
+from frontend.tools import Tools, read_tools
 from ipc.errors import InvalidRequestError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 MAX_KWARGS = 32
+MAX_CALLS = 256
 
 
 class ChatMessage(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -31,8 +34,10 @@ class ChatMessage(msgspec.Struct, kw_only=True, omit_defaults=True):
         at = f"messages[{place}]"
         if self.role not in ROLES:
             raise InvalidRequestError(f"{at}: unknown role {self.role!r:.40}; roles are {', '.join(ROLES)}", "messages")
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.function_call or self.refusal)):
+        other = self.tool_calls or self.function_call or self.refusal or self.reasoning_content or self.reasoning
+        if self.content is None and not (self.role == "assistant" and other):
             raise InvalidRequestError(f"{at}: a message of role {self.role} needs content", "messages")
+        self._check_calls(at)
         if isinstance(self.content, list):
             for part in self.content:
                 kind = part.get("type")
@@ -41,11 +46,31 @@ class ChatMessage(msgspec.Struct, kw_only=True, omit_defaults=True):
                 if not isinstance(part.get("text" if kind != "refusal" else "refusal"), str):
                     raise InvalidRequestError(f"{at}: a content part of type {kind} needs its text", "messages")
 
+    def _check_calls(self, at: str) -> None:
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidRequestError(f"{at}: only the assistant has tool_calls", "messages")
+        if len(self.tool_calls or ()) > MAX_CALLS:
+            raise InvalidRequestError(f"{at}: tool_calls may have at most {MAX_CALLS} entries", "messages")
+        for call in self.tool_calls or ():
+            function = call.get("function")
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise InvalidRequestError(f"{at}: a tool call needs a function with a name", "messages")
+            if not isinstance(function.get("arguments", "{}"), (str, dict)):
+                raise InvalidRequestError(f"{at}: a tool call's arguments are JSON text of an object", "messages")
+
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, list):
+            return "\n".join(str(part.get("text", part.get("refusal", ""))) for part in self.content)
+        return self.content or ""
+
     def plain(self) -> dict[str, Any]:
         """The message as templates see it: only the members that were given."""
         members = {name: getattr(self, name) for name in self.__struct_fields__ if getattr(self, name) is not None}
         if isinstance(self.content, list):
             members["content"] = [{"type": "text", "text": part.get("text", part.get("refusal"))} for part in self.content]
+        if self.reasoning is not None:
+            members.setdefault("reasoning_content", self.reasoning)
         return members | {"content": members.get("content", "")}
 
 
@@ -58,6 +83,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     max_completion_tokens: Int = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     echo: bool | None = None
@@ -67,10 +93,15 @@ class ChatRequest(GenerationRequest, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: Any = None
     reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
     audio: Any = None
     modalities: list[str] | None = None
     prediction: Any = None
     web_search_options: Any = None
+
+    def read_tools(self) -> Tools:
+        """The tools and who may be called. Raises InvalidRequestError."""
+        return read_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def check_chat(self) -> None:
         """Raise InvalidRequestError for messages that make no sense and for what this version cannot honour."""
@@ -78,16 +109,8 @@ class ChatRequest(GenerationRequest, kw_only=True):
             raise InvalidRequestError("messages must not be empty", "messages")
         for place, message in enumerate(self.messages):
             message.check(place)
-        if self.tools is not None and not self.tools:
-            raise InvalidRequestError("tools must not be an empty list", "tools")
-        if self.tools and self.tool_choice != "none":
-            raise not_supported(
-                "tools are not supported by this version of quire: it would not parse the calls; send tool_choice 'none' to "
-                "have them ignored",
-                "tools",
-            )
-        if not self.tools and self.tool_choice not in (None, "none", "auto"):
-            raise InvalidRequestError("tool_choice needs tools", "tool_choice")
+        if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
+            raise InvalidRequestError(f"reasoning_effort must be one of {', '.join(EFFORTS)}", "reasoning_effort")
         for name in ("functions", "function_call", "chat_template", "documents", "audio", "prediction", "web_search_options"):
             if getattr(self, name) not in (None, [], "none"):
                 raise not_supported(f"{name} is not supported by this version of quire", name)

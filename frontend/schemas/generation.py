@@ -14,6 +14,7 @@ import msgspec
 
 from frontend.http_errors import not_supported
 from frontend.schemas.numbers import Int, integer
+from frontend.schemas.structured import structured_outputs
 from ipc.config import ModelInfo
 from ipc.errors import InvalidRequestError
 from ipc.sampling_params import SamplingParams
@@ -22,15 +23,6 @@ MAX_SALT = 128
 
 # Field name to the values that mean nothing and may pass; anything else would be dropped in silence.
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_whitespace_pattern": (),
-    "structured_outputs": (),
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "best_of": (1,),
@@ -88,16 +80,18 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     request_id: str | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
-    # Refused unless they say nothing; declared so that they are seen at all.
+    timeout: float | None = None  # seconds from the request's arrival
+    # Older and other engines' names for structured_outputs (frontend/schemas/structured.py).
+    structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
     guided_whitespace_pattern: Any = None
-    structured_outputs: Any = None
     regex: Any = None
     ebnf: Any = None
     json_schema: Any = None
+    # Refused unless they say nothing; declared so that they are seen at all.
     use_beam_search: Any = None
     length_penalty: Any = None
     best_of: Any = None
@@ -130,11 +124,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
             value = getattr(self, name)
             if value is not None and value not in harmless:
                 raise not_supported(f"{name} is not supported by this version of quire", name)
-        kind = (self.response_format or {}).get("type", "text")
-        if kind != "text":
-            raise not_supported(
-                f"response_format {kind!r:.40} is not supported by this version of quire; only 'text' is", "response_format"
-            )
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options needs stream to be true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:
@@ -177,6 +166,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
             values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         if self.logit_bias is not None:
             values["logit_bias"] = _bias(self.logit_bias)
+        values["structured_outputs"] = structured_outputs(self)
         return SamplingParams(**values)
 
 

@@ -1,4 +1,4 @@
-"""What changes logits before temperature: allowed ids, logit bias, and tokens that may not come now."""
+"""What changes logits before temperature: grammar masks, allowed ids, logit bias, and tokens that may not come now."""
 
 from __future__ import annotations
 
@@ -23,6 +23,27 @@ def keep_allowed(logits: torch.Tensor, at: Ids, lists: Sequence[Ids]) -> Ids:
     best, top = kept.argmax(-1), kept.amax(-1)
     result: Ids = torch.where(top > NOT, best, -1).cpu().numpy()
     return result
+
+
+def keep_masked(logits: torch.Tensor, at: Ids, masks: npt.NDArray[np.int32]) -> None:
+    """Forbid all but the ids whose bits are set in masks int32[k, words] (lowest bit first) for entries at[k] of logits, in place."""
+    vocab = logits.shape[1]
+    if logits.device.type == "cpu":
+        forbidden = torch.from_numpy(unpacked(masks)[:, :vocab] == 0)
+    else:
+        words = torch.from_numpy(masks.copy()).to(logits.device)
+        shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+        forbidden = ((words[:, :, None] >> shifts) & 1 == 0).view(len(at), -1)[:, :vocab]
+    if len(at) == len(logits):
+        logits.masked_fill_(forbidden, NOT)
+    else:
+        target = torch.from_numpy(at).to(logits.device)
+        logits[target] = logits[target].masked_fill_(forbidden, NOT)
+
+
+def unpacked(masks: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """uint8[k, 32 * words], 0 or 1 for each token id, on the host."""
+    return np.unpackbits(np.ascontiguousarray(masks).view(np.uint8), axis=1, bitorder="little")
 
 
 def add_bias(logits: torch.Tensor, at: Ids, biases: Sequence[tuple[Ids, npt.NDArray[np.float32]]]) -> None:

@@ -30,10 +30,11 @@ class Feature(enum.IntFlag):
     ALLOWED = 128
     MIN_TOKENS = 256
     LOGPROBS = 512
+    GRAMMAR = 1024  # never in a row's own bits: set for the entries of one step that come with a mask
 
 
 FORBIDS = Feature.BAD_WORDS | Feature.MIN_TOKENS
-CHANGES = Feature.PENALTY | Feature.BIAS | Feature.ALLOWED | FORBIDS  # these alter logits, and so greedy rows too
+CHANGES = Feature.PENALTY | Feature.BIAS | Feature.ALLOWED | Feature.GRAMMAR | FORBIDS  # these alter logits, and so greedy rows too
 CHOOSES = CHANGES | Feature.RANDOM  # without one of these a row's token is the argmax of its raw logits
 
 

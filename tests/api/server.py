@@ -106,7 +106,7 @@ class ApiServer:
 
 def http(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
     """The bytes of a request that asks to close the connection afterwards."""
-    lines = {"Host": "test", "Connection": "close", **(headers or {})}
+    lines = {"Host": "localhost", "Connection": "close", **(headers or {})}
     raw = b""
     if body is not None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()

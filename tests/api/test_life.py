@@ -292,5 +292,8 @@ def test_a_frontend_starts_before_the_engine_and_says_so() -> None:
         status, headers, raw = server.request("POST", COMPLETIONS, {"prompt": "one"})
         assert status == 503 and "loading" in json.loads(raw)["error"]["message"] and int(headers["retry-after"]) > 0
         assert server.get("/health")[0] == 503
+        # Peers' clients wait for this path's first 200.
+        assert server.get("/v1/models")[0] == 503
         record[Stat.STATE] = state
+        assert server.get("/v1/models")[0] == 200
         assert server.post(COMPLETIONS, {"prompt": "one"})[0] == 200

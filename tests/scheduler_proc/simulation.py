@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +12,15 @@ import msgspec
 import numpy as np
 
 from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, ResultColumns, RowSetup
-from ipc.config import CacheConfig, Config, ModelConfig, SchedulerConfig
+from ipc.config import CacheConfig, Config, ModelConfig, SchedulerConfig, StructuredOutputsConfig
+from ipc.grammar import Grammar, GrammarKind
 from ipc.messages import Finished, FinishReason, PromptLogprobs, Refused, Submit, Tokens
 from ipc.sampling_params import SamplingParams
 from scheduler_proc import row_setup
+from scheduler_proc.constraint import Answer, Order, Outcome
 from scheduler_proc.request import Frontend, Request
 from scheduler_proc.scheduler import Scheduler
-from tests.fakes import NextToken, PagedToy, hashed, small_model
+from tests.fakes import NextToken, PagedToy, hashed, next_allowed, small_model
 
 VOCAB = 64
 EOS = 2
@@ -32,6 +36,7 @@ def make_config(
     overlap: bool = True,
     policy: Any = "fcfs",
     queue: int = 1000,
+    grammar_rows: int = 128,
 ) -> Config:
     return Config(
         model=ModelConfig(max_logprobs=5),
@@ -39,11 +44,53 @@ def make_config(
         scheduler=SchedulerConfig(
             max_num_seqs=rows, max_num_batched_tokens=tokens, overlap=overlap, scheduling_policy=policy, max_queued_requests=queue
         ),
+        structured_outputs=StructuredOutputsConfig(max_grammar_rows=grammar_rows),
     )
 
 
 def ids(*tokens: int) -> bytes:
     return np.array(tokens, np.int32).tobytes()
+
+
+def toy_grammar(*sets: list[int]) -> Grammar:
+    """Output token i is one of sets[i]; after the last set nothing may follow. No set at all: a grammar that cannot be compiled."""
+    return Grammar(GrammarKind.CHOICE, json.dumps(sets))
+
+
+class ToyDesk:
+    """Does the grammar desk's work for toy grammars, on time or, with `rng`, some turns later and in another order."""
+
+    def __init__(self, mask_words: int) -> None:
+        self.mask_words = mask_words
+        self.rng: random.Random | None = None
+        self.orders: list[Order] = []
+        self.fails_at = -1  # the output length at which every request fails
+
+    def answers(self, orders: list[Order]) -> list[Answer]:
+        """Of the orders given now and before, those that are due."""
+        self.orders += orders
+        due = [order for order in self.orders if self.rng is None or self.rng.random() < 0.4]
+        self.orders = [order for order in self.orders if order not in due]
+        if self.rng is not None:
+            self.rng.shuffle(due)
+        return [self._answer(order) for order in due]
+
+    def _answer(self, order: Order) -> Answer:
+        constraint = order.constraint
+        sets = json.loads(constraint.grammar.text)
+        if not sets:
+            return Answer(constraint, Outcome.INVALID, "no sets")
+        assert order.first == (constraint.state is None), "opened twice, or never"
+        constraint.state = (constraint.state or []) + order.tokens
+        assert all(token in allowed for token, allowed in zip(constraint.state, sets, strict=False)), "a token left the grammar"
+        if len(constraint.state) == self.fails_at:
+            return Answer(constraint, Outcome.FAILED, "told to fail")
+        if len(constraint.state) >= len(sets):
+            return Answer(constraint, Outcome.COMPLETE)
+        bits = np.zeros(32 * self.mask_words, np.uint8)
+        bits[sets[len(constraint.state)]] = 1
+        constraint.mask = np.packbits(bits, bitorder="little").view(np.int32)
+        return Answer(constraint, Outcome.READY)
 
 
 @dataclass
@@ -73,6 +120,8 @@ class Simulation:
         self.next_token = next_token or hashed(self.model.vocab_size)
         self.dimensions = Dimensions.of(self.config, self.model)
         self.scheduler = Scheduler(self.config, self.model, num_blocks, b"s" * 16)
+        self.desk = ToyDesk(self.dimensions.mask_words)
+        self.refused: dict[tuple[str, int], Refused] = {}  # after they had been taken
         self.poison: NextToken = lambda tokens, setup: False
         self.toy = self.new_toy(num_blocks)
         self.slots = [(PlanColumns(self.dimensions), ResultColumns(self.dimensions)) for _ in range(NUM_SLOTS)]
@@ -185,8 +234,16 @@ class Simulation:
         for place, value, alternatives in zip(at, logprob, top):
             self.heard[frontend, handles[place]].logprobs[index[place]] = (value, [token for token in alternatives if token >= 0])
 
+    def serve(self) -> None:
+        """Let the grammar desk work."""
+        for frontend, refused in self.scheduler.answer(self.desk.answers(self.scheduler.orders())):
+            self.refused[frontend, refused.handle] = refused
+            del self.heard[frontend, refused.handle]
+        self.collect()
+
     def turn(self) -> None:
         """What the loop does: plan as much as may be out, then take one result."""
+        self.serve()
         while self.plan():
             pass
         self.apply()
@@ -210,11 +267,18 @@ class Simulation:
         request = Request(msgspec.structs.replace(submit, emitted=b""), frontend, (0, 0, 0), len(prompt) + most, eos)
         request.row = 0
         setup = msgspec.msgpack.decode(row_setup.encode(request), type=RowSetup)
+        sets = json.loads(submit.grammar.text) if submit.grammar is not None else []
         output: list[int] = []
         while len(output) < most:
             token = self.next_token(np.array(prompt + output, np.int32), setup)
+            if sets:
+                mask = np.zeros(self.model.vocab_size, bool)
+                mask[sets[len(output)]] = True
+                token = next_allowed(token, mask)
             output.append(token)
             if token in request.stop_set and len(output) >= submit.params.min_tokens:
+                return output, FinishReason.STOP
+            if len(output) == len(sets) and len(output) < most:
                 return output, FinishReason.STOP
         return output, FinishReason.LENGTH
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from ipc.messages import FinishReason
 from scheduler_proc.scheduler import NOT_FINITE
-from tests.scheduler_proc.simulation import FRONTEND, Heard, Simulation, ids, make_config
+from tests.scheduler_proc.simulation import FRONTEND, Heard, Simulation, ids, make_config, toy_grammar
 
 # Few tokens, so that prefixes are shared and stop tokens are drawn often.
 VOCAB = 7
@@ -41,6 +41,11 @@ options = st.fixed_dictionaries(
         "logprobs": st.sampled_from([None, None, 0, 2]),
         "prompt_logprobs": st.sampled_from([None, None, None, 1]),
         "repetition_penalty": st.sampled_from([1.0, 1.2]),
+        "grammar": st.one_of(
+            st.none(),
+            st.none(),
+            st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4), max_size=16).map(lambda sets: toy_grammar(*sets)),
+        ),
     }
 )
 
@@ -56,10 +61,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         overlap=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         poisoned=st.booleans(),
+        grammar_rows=st.integers(1, 6),
+        late_masks=st.booleans(),
     )
-    def build(self, num_blocks: int, rows: int, tokens: int, block_size: int, overlap: bool, policy: Any, poisoned: bool) -> None:
-        config = make_config(rows=rows, tokens=tokens, block_size=block_size, overlap=overlap, policy=policy)
+    def build(
+        self,
+        num_blocks: int,
+        rows: int,
+        tokens: int,
+        block_size: int,
+        overlap: bool,
+        policy: Any,
+        poisoned: bool,
+        grammar_rows: int,
+        late_masks: bool,
+    ) -> None:
+        config = make_config(rows=rows, tokens=tokens, block_size=block_size, overlap=overlap, policy=policy, grammar_rows=grammar_rows)
         self.sim = Simulation(config, num_blocks=max(num_blocks, 56 // block_size), vocab_size=VOCAB)
+        self.sim.desk.rng = random.Random(num_blocks) if late_masks else None
         self.poisoned = poisoned
         if poisoned:
             self.sim.poison = lambda tokens, setup: setup.seed == POISON_SEED and len(tokens) % 11 == 3
@@ -89,7 +108,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_tokens=submit.params.max_tokens,
             ignore_eos=submit.params.ignore_eos,
             stop_token_ids=submit.params.stop_token_ids,
+            grammar=submit.grammar,
         )
+
+    @rule()
+    def serve(self) -> None:
+        self.sim.serve()
 
     @rule()
     def plan(self) -> None:
@@ -170,8 +194,10 @@ def life(seed: int) -> Simulation:
         overlap=rng.random() < 0.7,
         policy=rng.choice(["fcfs", "priority"]),
         caching=rng.random() < 0.8,
+        grammar_rows=rng.choice([1, 3, 16]),
     )
     sim = Simulation(config, num_blocks=rng.randint(64 // config.cache.block_size, 160 // config.cache.block_size), vocab_size=16)
+    sim.desk.rng = rng if rng.random() < 0.5 else None
     losses = 0
     for _ in range(60):
         stem = rng.choice(STEMS)[: rng.randint(1, 36)]
@@ -183,6 +209,9 @@ def life(seed: int) -> Simulation:
             priority=rng.randint(0, 2),
             ignore_eos=rng.random() < 0.3,
             logprobs=rng.choice([None, 1]),
+            grammar=toy_grammar(*([rng.randint(0, 15) for _ in range(3)] for _ in range(rng.randint(1, 24))))
+            if rng.random() < 0.3
+            else None,
         )
         for _ in range(rng.randint(0, 2)):
             sim.turn()

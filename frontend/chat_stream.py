@@ -1,0 +1,92 @@
+"""A chat completion's events when the answer is taken apart: content, reasoning and tool calls, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from frontend.detokenizer import json_inside
+from frontend.output_split import Delta, Kind, Splitter, ToolCall
+from frontend.sse import SseStream, encode
+
+
+class ChatSseStream(SseStream):
+    """As SseStream, with a splitter between text and frames, for as long as there is something to split. Needs work.splitting."""
+
+    __slots__ = ("_called", "_counted", "_fast", "_show_reasoning", "_splitter")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        splitting = self.work.splitting
+        assert splitting is not None
+        self._splitter: Splitter | None = splitting.splitter()
+        self._show_reasoning = splitting.show_reasoning
+        self._called = False
+        self._counted = 0
+        # Special tokens that are markers become text as well, which the prebuilt table leaves out.
+        self._fast = self._json if not splitting.kept else None
+        self._json = None
+
+    def push(self, token: int) -> bool:
+        splitter = self._splitter
+        if splitter is None:
+            return super().push(token)
+        self._usage.completion_tokens += 1
+        text = self.text_of(token)
+        if self.row is not None:
+            self._entries.append((token, self.logprobs_of(token, self.row, self.work.params.logprobs)))
+        deltas = splitter.feed_token(text)
+        self._count(splitter)
+        self._tell(deltas)
+        if splitter.plain:
+            self._tell(splitter.release())
+            self._splitter, self._json = None, self._fast
+        return self.stopped or splitter.done
+
+    def on_end(self) -> None:
+        if self.error is None and self._splitter is not None:
+            self._tell(self._splitter.feed(self.last_text()))
+            self._tell(self._splitter.finish())
+            self._splitter = None
+        if self._called and self.reason == "stop":
+            self.reason = "tool_calls"
+        super().on_end()
+
+    def _send(self, text: str) -> None:
+        if self._splitter is not None and text:
+            self._tell(self._splitter.feed(text))
+        else:
+            super()._send(text)
+
+    def _tell(self, deltas: Iterable[Delta]) -> None:
+        for delta in deltas:
+            match delta.kind:
+                case Kind.CONTENT:
+                    super()._send(delta.text)
+                case Kind.REASONING:
+                    if self._show_reasoning:
+                        body = json_inside(delta.text)
+                        self._frame(b'{"reasoning_content":"%b","reasoning":"%b"}' % (body, body))
+                case Kind.CALL:
+                    self._called = True
+                    self._frame(encode({"tool_calls": [{"index": delta.call, **call_json(ToolCall(delta.id, delta.name))}]}))
+                case Kind.ARGUMENTS:
+                    part = b'{"tool_calls":[{"index":%d,"function":{"arguments":"%b"}}]}'
+                    self._frame(part % (delta.call, json_inside(delta.text)))
+
+    def _frame(self, delta: bytes) -> None:
+        logprobs = b"null"
+        if self._entries:
+            logprobs = self._shape.logprobs(self._tokenizer, self._entries, self.work.params.logprobs, self._offset)
+            self._entries = []
+        self._response.frame(self, self._chunk(b'"delta":%b,"logprobs":' % delta, logprobs, b"null"))
+
+    def _count(self, splitter: Splitter) -> None:
+        more = splitter.reasoning_tokens - self._counted
+        self._counted += more
+        self._usage.reasoning_tokens = (self._usage.reasoning_tokens or 0) + more
+
+
+def call_json(call: ToolCall) -> dict[str, Any]:
+    """OpenAI's object for a call."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -1,0 +1,90 @@
+"""From messages to prepared work: what every API that chats does before it generates.
+
+`ChatRequest` is the common tongue: the other APIs' requests are turned into one, so that a field's checks and meaning exist once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from frontend.schemas.chat import ChatRequest
+from frontend.schemas.numbers import integer
+from frontend.stream import Work
+from frontend.tools import Tools
+from ipc.errors import InvalidRequestError
+from ipc.grammar import StructuredOutputsParams
+from ipc.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from frontend.app import App
+
+
+async def prepare_chat(app: App, body: ChatRequest, request_id: str, arrival_ns: int) -> list[Work]:
+    """Check everything, render the messages, tokenize; one Work for each of n completions. Nothing is submitted yet.
+
+    Raises InvalidRequestError, HttpError 404 for another model's name, and admission's errors.
+    """
+    params = check_chat(app, body)
+    tools = body.read_tools()
+    app.check_count(params.n)
+    text, ids = await render_chat(app, body, tools)
+    continued = body.messages[-1].text() if body.continue_final_message else None
+    splitting = app.formats.splitting(tools, text, continued, body.include_reasoning is not False)
+    splitting, given = app.formats.with_constraint(splitting, params.structured_outputs)
+    params = _constrained(params, given, app.formats.constraint(tools, splitting))
+    return await app.client.prepare(
+        ids,
+        params,
+        text=text,
+        request_id=request_id,
+        priority=integer("priority", body.priority) or 0,
+        cache_salt=body.cache_salt or "",
+        arrival_ns=arrival_ns,
+        timeout=body.timeout,
+        splitting=splitting,
+    )
+
+
+def check_chat(app: App, body: ChatRequest) -> SamplingParams:
+    """The request's parameters for the engine, with everything about it checked that needs no tokens."""
+    app.check_model(body.model)
+    body.check(app.spec.config.scheduler.scheduling_policy)
+    body.check_chat()
+    top = integer("top_logprobs", body.top_logprobs) or 0
+    max_tokens = integer("max_completion_tokens", body.max_completion_tokens)
+    if max_tokens is None:
+        max_tokens = integer("max_tokens", body.max_tokens)
+    params = body.sampling_params(app.spec.model, top if body.logprobs else None, max_tokens)
+    return params.validate(app.spec.model.vocab_size, app.spec.config.model.max_logprobs)
+
+
+def _constrained(params: SamplingParams, given: StructuredOutputsParams | None, calls: StructuredOutputsParams | None) -> SamplingParams:
+    """The parameters with the grammar of tool calls, or with the request's own. Raises InvalidRequestError if there are both."""
+    if given is not None and calls is not None:
+        raise InvalidRequestError("tools whose calls must be valid cannot be combined with another constraint of the output", "tools")
+    return params if given is None and calls is None else msgspec.structs.replace(params, structured_outputs=given or calls)
+
+
+async def render_chat(app: App, body: ChatRequest, tools: Tools | None = None) -> tuple[str, list[int]]:
+    """The prompt and its ids. tools: of `body.read_tools()`, if that has been called."""
+    tools = tools or body.read_tools()
+    return await app.client.tokenizer.encode_chat(
+        [message.plain() for message in body.messages],
+        add_generation_prompt=body.add_generation_prompt if body.add_generation_prompt is not None else not body.continue_final_message,
+        continue_final_message=bool(body.continue_final_message),
+        tools=tools.listed,
+        **template_variables(body),
+    )
+
+
+def template_variables(body: ChatRequest) -> dict[str, Any]:
+    """What clients may pass on to the template."""
+    given = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        given.setdefault("reasoning_effort", body.reasoning_effort)
+        # Templates that know on and off only call it one of these.
+        for name in ("enable_thinking", "thinking"):
+            given.setdefault(name, body.reasoning_effort != "none")
+    return given

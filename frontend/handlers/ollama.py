@@ -1,0 +1,268 @@
+"""Ollama's API: /api/chat, /api/generate, and what its clients ask about models."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import functools
+import os
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import web
+
+from frontend import model_files
+from frontend.body import decoder, read_json
+from frontend.conversation import check_chat, prepare_chat
+from frontend.generation import json_answer
+from frontend.http_errors import Dialect, HttpError
+from frontend.output_split import Delta, Kind
+from frontend.part_stream import Outcome, Part, collect_parts, send_parts, text_of
+from frontend.schemas.chat import ChatRequest
+from frontend.schemas.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, ShowRequest
+from frontend.sse import encode
+from frontend.stream import Work
+from frontend.translate import ollama as translate
+from ipc.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from frontend.app import App
+
+_CHAT, _GENERATE, _SHOW = decoder(OllamaChatRequest), decoder(OllamaGenerateRequest), decoder(ShowRequest)
+HEADERS = {"Content-Type": "application/x-ndjson", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+NEVER = "9999-12-31T23:59:59Z"
+
+
+async def chat(app: App, request: web.BaseRequest) -> web.StreamResponse:
+    """Raises InvalidRequestError and the engine's errors; see frontend/http_errors.py for their status."""
+    arrival_ns = time.monotonic_ns()
+    # curl sends -d as a form unless told otherwise, and Ollama's own examples do not tell it.
+    body = await read_json(request, _CHAT, app.server_config.max_body_bytes, any_type=True)
+    script = OllamaScript(app.spec.model.name, chat=True)
+    _check_model(app, body.model)
+    if not body.messages:
+        return _nothing(script)
+    chat_request = translate.from_chat(body)
+    [work] = await prepare_chat(app, chat_request, _identity(), arrival_ns)
+    return await _answer(app, request, body, work, script)
+
+
+async def generate(app: App, request: web.BaseRequest) -> web.StreamResponse:
+    """One prompt: as a user's message, or as it is with `raw`. Raises as `chat` does."""
+    arrival_ns = time.monotonic_ns()
+    body = await read_json(request, _GENERATE, app.server_config.max_body_bytes, any_type=True)
+    script = OllamaScript(app.spec.model.name, chat=False)
+    _check_model(app, body.model)
+    chat_request = translate.from_generate(body)
+    if not body.prompt:
+        return _nothing(script)
+    if body.raw or not app.client.tokenizer.has_chat_template:
+        [work] = await _raw(app, body, chat_request, arrival_ns)
+    else:
+        [work] = await prepare_chat(app, chat_request, _identity(), arrival_ns)
+    return await _answer(app, request, body, work, script)
+
+
+async def _raw(app: App, body: OllamaGenerateRequest, chat_request: ChatRequest, arrival_ns: int) -> list[Work]:
+    if body.system:
+        raise InvalidRequestError("this model has no chat template, so there is no place for system", "system")
+    params = check_chat(app, chat_request)
+    app.check_count(1)
+    return await app.client.prepare(body.prompt or "", params, request_id=_identity(), arrival_ns=arrival_ns, timeout=body.timeout)
+
+
+async def _answer(app: App, request: web.BaseRequest, body: OllamaRequest, work: Work, script: OllamaScript) -> web.StreamResponse:
+    if body.stream is not False:
+        return await send_parts(app, request, work, script, HEADERS)
+    parts, outcome = await collect_parts(app, work)
+    return json_answer(script.whole(parts) | script.end(outcome))
+
+
+def _nothing(script: OllamaScript) -> web.Response:
+    """A request without a prompt asks Ollama to load the model, which is loaded."""
+    return json_answer(script.line("content", "") | {"done": True, "done_reason": "load"})
+
+
+def _identity() -> str:
+    return f"ollama-{secrets.token_hex(12)}"
+
+
+def _check_model(app: App, name: str) -> None:
+    """Raises HttpError 404; names may carry Ollama's default tag."""
+    served = app.spec.model.name
+    app.check_model(served if name == f"{served}:latest" else name, required=True)
+
+
+class OllamaScript:
+    """Lines of JSON. Calls go out whole, each in a line of its own."""
+
+    numbered = False
+
+    def __init__(self, model: str, chat: bool) -> None:
+        """chat: pieces are in a message, else beside it."""
+        self._model, self._chat = model, chat
+        self._kind: Kind | None = None
+        self._call = Delta(Kind.CALL)
+
+    def line(self, name: str, value: Any) -> dict[str, Any]:
+        """A line whose message has `value` as its content, thinking or tool_calls."""
+        answer: dict[str, Any] = {"model": self._model, "created_at": _now()}
+        if self._chat:
+            return answer | {"message": {"role": "assistant", "content": "", name: value}, "done": False}
+        return answer | {"response": "", ("response" if name == "content" else name): value, "done": False}
+
+    def whole(self, parts: list[Part]) -> dict[str, Any]:
+        """Everything in one line."""
+        texts = {kind: "".join(part.text for part in parts if part.kind is kind) for kind in (Kind.CONTENT, Kind.REASONING)}
+        answer = self.line("content", texts[Kind.CONTENT])
+        extras: dict[str, Any] = {"thinking": texts[Kind.REASONING]} if texts[Kind.REASONING] else {}
+        calls = [_call(part.id, part.name, part.text) for part in parts if part.kind is Kind.ARGUMENTS]
+        if calls:
+            extras["tool_calls"] = calls
+        (answer["message"] if self._chat else answer).update(extras)
+        return answer
+
+    def end(self, outcome: Outcome) -> dict[str, Any]:
+        """The members of the last line."""
+        return {
+            "done": True,
+            "done_reason": "length" if outcome.finish_reason == "length" else "stop",
+            "total_duration": outcome.prompt_ns + outcome.output_ns,
+            "load_duration": 0,
+            "prompt_eval_count": outcome.input_tokens,
+            "prompt_eval_duration": outcome.prompt_ns,
+            "eval_count": outcome.output_tokens,
+            "eval_duration": outcome.output_ns,
+        }
+
+    def opening(self) -> bytes:
+        return b""
+
+    def turn(self, delta: Delta, body: bytes) -> bytes:
+        ended = self._end_call(body)
+        self._kind = Kind.ARGUMENTS if delta.kind is Kind.CALL else delta.kind
+        self._call = delta
+        return ended
+
+    def around(self) -> tuple[bytes, bytes] | None:
+        if self._kind is Kind.ARGUMENTS:
+            return None
+        name = "content" if self._kind is Kind.CONTENT else "thinking"
+        head, tail = encode(self.line(name, _MARK)).split(_MARK.encode())
+        return head, tail + b"\n"
+
+    def closing(self, body: bytes, outcome: Outcome) -> bytes:
+        return self._end_call(body) + encode(self.line("content", "") | self.end(outcome)) + b"\n"
+
+    def failure(self, error: HttpError) -> bytes:
+        return error.body(Dialect.OLLAMA) + b"\n"
+
+    def _end_call(self, body: bytes) -> bytes:
+        if self._kind is not Kind.ARGUMENTS:
+            return b""
+        return encode(self.line("tool_calls", [_call(self._call.id, self._call.name, text_of(body))])) + b"\n"
+
+
+_MARK = "\ue000\ue001"
+
+
+def _call(identity: str, name: str, arguments: str) -> dict[str, Any]:
+    """Arguments are an object here; an answer that was cut in the middle of them has none."""
+    try:
+        found = msgspec.json.decode(arguments)
+    except msgspec.DecodeError:
+        found = {}
+    return {"id": identity, "function": {"name": name, "arguments": found if isinstance(found, dict) else {}}}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+# models
+
+
+async def tags(app: App, _request: web.BaseRequest) -> web.Response:
+    return json_answer({"models": [_card(app, await _files(app.spec.model.path))]})
+
+
+async def running(app: App, _request: web.BaseRequest) -> web.Response:
+    """The one model, which stays loaded."""
+    files = await _files(app.spec.model.path)
+    card = _card(app, files)
+    del card["modified_at"]
+    vram = files.size if app.spec.device == "cuda" else 0
+    return json_answer({"models": [card | {"expires_at": NEVER, "size_vram": vram, "context_length": app.spec.model.max_model_len}]})
+
+
+async def show(app: App, request: web.BaseRequest) -> web.Response:
+    """Raises HttpError 404 for another model."""
+    body = await read_json(request, _SHOW, app.server_config.max_body_bytes, any_type=True)
+    _check_model(app, body.model or body.name or "")
+    model, files = app.spec.model, await _files(app.spec.model.path)
+    family = _family(app)
+    source = app.client.tokenizer.template_source
+    return json_answer(
+        {
+            "modelfile": f"FROM {model.name}\n",
+            "parameters": "\n".join(f"{name} {value:g}" for name, value in model.generation_defaults.items()),
+            "template": source,
+            "details": _details(app, files),
+            "model_info": {
+                "general.architecture": family,
+                "general.parameter_count": files.parameters,
+                f"{family}.context_length": model.max_model_len,
+                f"{family}.vocab_size": model.vocab_size,
+            },
+            "capabilities": ["completion", *(["tools"] if "tools" in source else [])],
+            "modified_at": _time(files.modified),
+        }
+    )
+
+
+async def version(app: App, _request: web.BaseRequest) -> web.Response:
+    return json_answer({"version": app.version})
+
+
+def _card(app: App, files: model_files.ModelFiles) -> dict[str, Any]:
+    name = app.spec.model.name
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": _time(files.modified),
+        "size": files.size,
+        "digest": files.digest,
+        "details": _details(app, files),
+    }
+
+
+def _details(app: App, files: model_files.ModelFiles) -> dict[str, Any]:
+    family = _family(app)
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": family,
+        "families": [family],
+        "parameter_size": files.parameter_size,
+        "quantization_level": files.dtype,
+    }
+
+
+def _family(app: App) -> str:
+    """'llama' of LlamaForCausalLM."""
+    return app.spec.model.architecture.partition("For")[0].lower()
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+async def _files(path: str) -> model_files.ModelFiles:
+    return await asyncio.get_running_loop().run_in_executor(None, _read_once, path)
+
+
+@functools.cache
+def _read_once(path: str) -> model_files.ModelFiles:
+    return model_files.read(os.path.abspath(path))

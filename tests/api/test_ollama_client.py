@@ -1,0 +1,171 @@
+"""Ollama's own client library against our server, and what it does not show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import ollama
+import pytest
+
+from tests.api.server import ApiServer
+
+KEY = {"Authorization": "Bearer sk-one"}
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 17}}\n</tool_call>'
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
+
+
+def user(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def client(scripted: ApiServer) -> Iterator[ollama.Client]:
+    with ollama.Client(scripted.url, headers=KEY) as made:
+        yield made
+
+
+def test_chat(client: ollama.Client) -> None:
+    answer = client.chat("demo", user("hello 😀"), options={"num_predict": 20, "temperature": 0, "num_ctx": 512})
+    assert (answer.message.role, answer.message.content, answer.done, answer.done_reason) == ("assistant", "hello 😀", True, "stop")
+    assert answer.prompt_eval_count and answer.eval_count and answer.eval_count > 2
+    assert answer.total_duration is not None and answer.total_duration == (answer.prompt_eval_duration or 0) + (answer.eval_duration or 0)
+    assert 0 < answer.total_duration < 60 * 10**9
+    assert client.chat("demo:latest", user("one two three"), options={"num_predict": 1}).done_reason == "length"
+
+
+def test_chat_stream(client: ollama.Client) -> None:
+    parts = list(client.chat("demo", user('say "this"\n😀 twice'), stream=True))
+    assert "".join(part.message.content or "" for part in parts) == 'say "this"\n😀 twice'
+    assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert parts[-1].eval_count is not None and len(parts) > 3
+    stopped = list(client.chat("demo", user("one two END three"), stream=True, options={"stop": ["END"]}))
+    assert "".join(part.message.content or "" for part in stopped) == "one two "
+
+
+def test_streaming_is_the_default(scripted: ApiServer) -> None:
+    """As lines of JSON, whatever the Content-Type of the request: curl's is that of a form."""
+    form = {**KEY, "Content-Type": "application/x-www-form-urlencoded"}
+    status, headers, raw = scripted.request("POST", "/api/chat", {"model": "demo", "messages": user("one two")}, form)
+    assert (status, headers["content-type"]) == (200, "application/x-ndjson")
+    lines = [json.loads(line) for line in raw.decode().split("\n")[:-1]]
+    assert lines[-1]["done"] is True and all(line["model"] == "demo" and line["created_at"] for line in lines)
+
+
+def test_generate(client: ollama.Client) -> None:
+    assert client.generate("demo", "hello you", system="be kind").response == "hello you"
+    parts = list(client.generate("demo", "hello you", stream=True))
+    assert "".join(part.response or "" for part in parts) == "hello you"
+    # Raw: no template, so the whole prompt is what the worker repeats.
+    raw = client.generate("demo", "just text", raw=True, options={"num_predict": 4})
+    assert (raw.response or "").startswith("just text")
+    assert (raw.prompt_eval_count or 0) < (client.generate("demo", "just text").prompt_eval_count or 0)
+
+
+def test_a_request_without_a_prompt_loads_the_model(client: ollama.Client) -> None:
+    assert client.generate("demo", "").done_reason == "load"
+    assert client.chat("demo", []).done_reason == "load"
+
+
+def test_async(scripted: ApiServer) -> None:
+    async def talk() -> list[str]:
+        client = ollama.AsyncClient(scripted.url, headers=KEY)
+
+        async def one(text: str) -> str:
+            return "".join([part.message.content or "" async for part in await client.chat("demo", user(text), stream=True)])
+
+        try:
+            return await asyncio.gather(*(one(f"number {place}") for place in range(8)))
+        finally:
+            await client.close()
+
+    assert asyncio.run(talk()) == [f"number {place}" for place in range(8)]
+
+
+def test_tools(client: ollama.Client) -> None:
+    answer = client.chat("demo", user("calling " + CALL), tools=[TOOL])
+    assert answer.message.content == "calling"
+    [call] = answer.message.tool_calls or []
+    assert (call.function.name, call.function.arguments) == ("add", {"a": 17})
+    parts = list(client.chat("demo", user("calling " + CALL), tools=[TOOL], stream=True))
+    [streamed] = [each for part in parts for each in part.message.tool_calls or []]
+    assert streamed.function == call.function
+    assert "".join(part.message.content or "" for part in parts) == "calling"
+    turns = [*user("x"), {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}]
+    turns += [{"role": "tool", "tool_name": "add", "content": "2"}, *user("thanks")]
+    assert client.chat("demo", turns).message.content == "thanks"
+
+
+def test_thinking(client: ollama.Client) -> None:
+    said = user("<think>\nhm\n</think>\nyes")
+    answer = client.chat("demo", said, think=True)
+    assert (answer.message.thinking, answer.message.content) == ("hm", "yes")
+    parts = list(client.chat("demo", said, think=True, stream=True))
+    assert "".join(part.message.thinking or "" for part in parts) == "hm"
+    assert "".join(part.message.content or "" for part in parts) == "yes"
+    assert client.generate("demo", said[0]["content"], think=True).thinking == "hm"
+
+
+def test_formats(client: ollama.Client) -> None:
+    """The worker would say something else."""
+    schema = {"type": "object", "properties": {"ok": {"enum": ["yes", "no"]}}, "required": ["ok"], "additionalProperties": False}
+    assert json.loads(client.chat("demo", user("nothing"), format=schema).message.content or "")["ok"] in ("yes", "no")
+    parts = client.generate("demo", "nothing", format=schema, stream=True)
+    assert json.loads("".join(part.response or "" for part in parts))["ok"] in ("yes", "no")
+    assert json.loads(client.generate("demo", '{"a":1}', raw=False, format="json").response or "") == {"a": 1}
+
+
+def test_about_the_model(client: ollama.Client) -> None:
+    [listed] = client.list().models
+    assert (listed.model, len(listed.digest or "")) == ("demo", 64)
+    assert listed.size is not None and listed.size > 10**6 and listed.modified_at is not None
+    assert listed.details is not None and listed.details.format == "safetensors"
+    [running] = client.ps().models
+    assert (running.model, running.context_length, running.digest) == ("demo", 2048, listed.digest)
+    shown = client.show("demo")
+    assert shown.template and "im_start" in shown.template
+    assert shown.capabilities is not None and "tools" in shown.capabilities
+    family = (shown.modelinfo or {})["general.architecture"]
+    assert (shown.modelinfo or {})[f"{family}.context_length"] == 2048
+    assert (shown.modelinfo or {})["general.parameter_count"] > 10**6
+
+
+def test_the_clients_errors(client: ollama.Client) -> None:
+    for call in (
+        lambda: client.chat("other", user("x")),
+        lambda: client.show("other"),
+        lambda: list(client.generate("other", "x", stream=True)),
+    ):
+        with pytest.raises(ollama.ResponseError) as caught:
+            call()
+        assert caught.value.status_code == 404 and "other" in caught.value.error
+
+
+WRONG: list[tuple[str, dict[str, Any], int]] = [
+    ("/api/chat", {"messages": [{"role": "wizard", "content": "x"}]}, 400),
+    ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400),
+    ("/api/chat", {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, 400),
+    ("/api/chat", {"messages": user("x"), "format": "xml"}, 400),
+    ("/api/chat", {"messages": user("x"), "think": "hard"}, 400),
+    ("/api/chat", {"messages": user("x"), "options": {"mirostat": 2}}, 400),
+    ("/api/chat", {"messages": user("x"), "options": {"num_predict": 0}}, 400),
+    ("/api/chat", {"messages": user("x"), "options": {"top_p": 7}}, 400),
+    ("/api/chat", {"messages": user("x"), "options": []}, 400),
+    ("/api/chat", {"messages": user("x"), "logprobs": True}, 400),
+    ("/api/generate", {"prompt": "x", "suffix": "y"}, 400),
+    ("/api/generate", {"prompt": "x", "context": [1]}, 400),
+    ("/api/generate", {"prompt": "x", "template": "{{ .Prompt }}"}, 400),
+    ("/api/generate", {"prompt": "x", "raw": True, "system": "y"}, 400),
+    ("/api/generate", {"prompt": "x", "timeout": -1}, 400),
+    ("/api/generate", {"prompt": "x", "model": "other"}, 404),
+    ("/api/pull", {}, 404),
+]
+
+
+@pytest.mark.parametrize("path, change, status", WRONG, ids=[str(change)[:60] for _, change, _ in WRONG])
+def test_refused_in_ollamas_shape(scripted: ApiServer, path: str, change: dict[str, Any], status: int) -> None:
+    found, answer = scripted.post(path, {"model": "demo", **change}, KEY)
+    assert found == status, answer
+    assert list(answer) == ["error"] and isinstance(answer["error"], str)

@@ -1,0 +1,1 @@
+"""Tests of frontend.output_split and the formats it reads."""
