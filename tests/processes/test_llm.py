@@ -134,16 +134,25 @@ def test_ctrl_c_aborts_the_call_and_not_the_engine(llm: LLM) -> None:
 
 def test_deaths_do_not_change_the_answers(llm: LLM) -> None:
     prompts = [[300 + number] * 10 for number in range(8)]
-    params = SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=500, ignore_eos=True)
     expected = [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)]
     for victim in ("worker 0", "scheduler"):
         eventually(lambda: len(llm._engine.pids) == 2)
         doomed = llm._engine.pids[victim]
-        timer = threading.Timer(0.2, os.kill, (doomed, signal.SIGKILL))
-        timer.start()
-        start = time.monotonic()
+        before = llm.engine_stats().generation_tokens
+        killed: list[int] = []
+
+        def kill_midway(doomed: int = doomed, before: int = before, killed: list[int] = killed) -> None:
+            while (done := llm.engine_stats().generation_tokens - before) < 400:
+                time.sleep(0.001)
+            os.kill(doomed, signal.SIGKILL)
+            killed.append(done)
+
+        killer = threading.Thread(target=kill_midway)
+        killer.start()
         assert [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)] == expected
-        assert time.monotonic() - start > 0.4, "the answers were there before the death"
+        killer.join(10)
+        assert killed and 400 <= killed[0] < 8 * 500, "the answers were there before the death"
         assert not alive(doomed)
 
 
