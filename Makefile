@@ -18,7 +18,7 @@ CHECK_PYTHON := import sys; v = sys.version_info[:2]; \
 
 help:
 	@echo 'make serve     install what is missing, then run the server (flags: make serve ARGS="--port 9000")'
-	@echo 'make test      lint, type check and test, as CI does'
+	@echo 'make test      lint, type check, compile the CUDA kernels and test, as CI does'
 	@echo 'make install   only install, into .venv'
 	@echo 'make lint      ruff and mypy only'
 	@echo 'make format    let ruff rewrite the code'
@@ -49,6 +49,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
+	$(BIN)/python -m kernels_cuda.build --check --out build/cubin
 	$(BIN)/python -m pytest -q $(ARGS)
 
 format: install

@@ -157,7 +157,7 @@ def main() -> None:
                 report.print_table(f"{load.name} at {level}", runs[-1])
         startup_s = server.startup_s
     document = {"startup_s": startup_s, "flags": flags, "runs": runs, "environment": report.environment()}
-    document["environment"]["command"] = " ".join(["python -m bench.serving", *(Path(word).name for word in sys.argv[1:])])
+    document["environment"]["command"] = report.command("python -m bench.serving", sys.argv[1:])
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import time
 from typing import Any
 
@@ -144,7 +145,7 @@ def _run_throughput(arguments: argparse.Namespace) -> int:
             wall_s = time.perf_counter() - start
             timings = [RequestTiming(0.0, wall_s, len(output.outputs[0].token_ids), len(output.prompt_token_ids), []) for output in outputs]
             summary = {key: value for key, value in report.summarize(timings, wall_s).items() if not key.endswith("_ms")}
-            settings = {"workload": load.name, "repeat": repeat, "model": arguments.model, **_settings(arguments)}
+            settings = {"workload": load.name, "repeat": repeat, "model": os.path.basename(arguments.model), **_settings(arguments)}
             report.print_table(f"throughput {settings}", summary)
             document = {"kind": "throughput", "settings": settings, "summary": summary, "environment": report.environment()}
             report.write(arguments.output_json, document)
@@ -175,7 +176,8 @@ def _run_latency(arguments: argparse.Namespace) -> int:
                     gaps = [after - before for before, after in itertools.pairwise(times)]
                     timings.append(RequestTiming(times[0] - start, times[-1] - start, tokens, prompt_tokens, gaps))
                 if repeat:
-                    settings = {"workload": load.name, "repeat": repeat - 1, "model": arguments.model, **_settings(arguments)}
+                    name = os.path.basename(arguments.model)
+                    settings = {"workload": load.name, "repeat": repeat - 1, "model": name, **_settings(arguments)}
                     failed += _finish(arguments, "latency", settings, timings, time.perf_counter() - begin)
         return failed
 

@@ -87,8 +87,13 @@ def environment() -> dict[str, Any]:
         "cpu": model,
         "cores": os.cpu_count(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(["quire", *sys.argv[1:]]),
+        "command": command("quire", sys.argv[1:]),
     }
+
+
+def command(program: str, arguments: Sequence[str]) -> str:
+    """The command line with the last part of each path, since a result outlives the folders of the machine it was measured on."""
+    return " ".join([program, *(os.path.basename(word.rstrip("/")) or word for word in arguments)])
 
 
 def print_table(title: str, summary: dict[str, Any]) -> None:

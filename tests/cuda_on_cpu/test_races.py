@@ -28,9 +28,7 @@ MISSING = [
     ("common.cuh", "scratch[lane] : 0.f);\n  __syncthreads();", "scratch[lane] : 0.f);", "normed"),
     ("qkv.cu", "  __syncwarp();\n", "", "rotated"),
     ("rows.cu", "    __syncthreads();   // the sums", "    //", "gathered"),
-    ("sampler.cu", "      __syncthreads();   // an id may be in both lists", "", "sampled"),
     ("sampler.cu", "    __syncthreads();   // the segment is known", "", "sampled"),
-    ("select.cuh", "    __syncthreads();   // what was found is there", "", "sampled"),
     ("select.cuh", "    __syncthreads();   // all bins are empty", "", "reported"),
     ("logprobs.cu", "  __syncthreads();   // the list is full, in some order", "", "reported"),
 ]

@@ -68,6 +68,7 @@ class Bug:
 BUGS = [
     Bug("a barrier between bins and their reader is missing", "select.cuh", "    __syncthreads();   // all values are in\n", "", drawn),
     Bug("bins are used before all are empty", "select.cuh", "    __syncthreads();   // all bins are empty\n", "", drawn, False),
+    Bug("what was found is read too early", "select.cuh", "    __syncthreads();   // what was found is there\n", "", drawn),
     Bug("the second digit is taken a bit too high", "select.cuh", "pass == 1 ? 10", "pass == 1 ? 11", drawn),
     Bug("settled digits are not compared", "select.cuh", "(key & known) == found.key", "true", drawn),
     Bug("a scan across warps leaves the warps before out", "select.cuh", "return v + (warp > 0 ? before : 0ull);", "return v;", drawn),

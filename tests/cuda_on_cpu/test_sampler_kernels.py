@@ -124,6 +124,17 @@ def test_edges(name: str) -> None:
     assert set(tokens.tolist()) == expected and (nan == marked).all()
 
 
+def test_a_large_vocabulary() -> None:
+    """152,064 ids, as many parts as a single entry gets: the CPU's tokens with and without filters."""
+    vocab = 152_064
+    wishes: list[dict[str, float]] = [{}, {"top_p": 0.9}, {"top_k": 5000, "top_p": 0.99}, {"min_p": 0.001}]
+    setups = [RowSetup(row, 0, row, 1.5, **each) for row, each in enumerate(wishes)]
+    logits, at = random_logits(np.random.default_rng(2), len(setups), vocab), range(len(setups))
+    with emulated(seed=1):
+        tokens, _, _ = Rows(setups, vocab).sample(logits, at, at, parts=sampler.parts_for(1, vocab))
+    assert tokens.tolist() == on_cpu(setups, logits, at, at, {})[0].tolist()
+
+
 def test_entries_of_no_row_are_marked() -> None:
     setups = [RowSetup(0, 0, 1, 1.0), RowSetup(1, 0, 1, 1.0)]
     with emulated(seed=2):

@@ -1,0 +1,17 @@
+"""Every source that is compiled and shipped. A new kernel is added here, once."""
+
+from __future__ import annotations
+
+from kernels_cuda import activations, logprobs, norms, paged_decode, paged_prefill, qkv, rows, sampler
+from kernels_cuda.kernel import Source
+
+SOURCES: tuple[Source, ...] = (
+    activations.SOURCE,
+    logprobs.SOURCE,
+    norms.SOURCE,
+    paged_decode.SOURCE,
+    paged_prefill.SOURCE,
+    qkv.SOURCE,
+    rows.SOURCE,
+    sampler.SOURCE,
+)
