@@ -34,7 +34,7 @@ async def prepare_chat(app: App, body: ChatRequest, request_id: str, arrival_ns:
     splitting = app.formats.splitting(tools, text, continued, body.include_reasoning is not False)
     splitting, given = app.formats.with_constraint(splitting, params.structured_outputs)
     params = _constrained(params, given, app.formats.constraint(tools, splitting))
-    return await app.client.prepare(
+    return await app.client.preparer.prepare(
         ids,
         params,
         text=text,

@@ -6,44 +6,40 @@ HTTP handlers and the Python API (`quire.LLM`, `quire.AsyncLLM`) use the same cl
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 import zmq
 
 from frontend.metrics import Metrics
-from frontend.output_split import Splitting
 from frontend.outputs import CompletionOutput, RequestOutput
+from frontend.preparation import Preparer
+from frontend.request_metrics import observe
 from frontend.stream import REASONS, CollectStream, DeltaStream, Gather, LogprobRow, Stream, Work
 from frontend.tokenizer import Tokenizer
 from ipc.arena import Arena, Stat
 from ipc.channels import Channel
 from ipc.config import ChildSpec
 from ipc.errors import ChannelFullError, DeadlineError, EngineDeadError, InvalidRequestError, QueueFullError, RequestFailedError
-from ipc.grammar import Grammar
 from ipc.messages import Abort, Finished, FinishReason, Logprobs, PromptLogprobs, RefuseCode, Refused, SchedulerToFrontend, Submit, Tokens
-from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams
+from ipc.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
-
-MAX_TIMEOUT = 86_400.0
 
 
 class EngineClient:
     """One process's client of the scheduler; use it on one event loop.
 
-    tokenizer: set by `start`. streams: every live request by handle. All methods that take a prompt accept its text or its token ids and
-    raise InvalidRequestError (400), QueueFullError (429), EngineDeadError (503) or RequestFailedError (500).
+    tokenizer, preparer: set by `start`. streams: every live request by handle. All methods that take a prompt accept its text or its
+    token ids and raise InvalidRequestError (400), QueueFullError (429), EngineDeadError (503) or RequestFailedError (500).
     """
 
     tokenizer: Tokenizer
+    preparer: Preparer
 
     def __init__(
         self,
@@ -73,6 +69,7 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         model = self.spec.model
         self.tokenizer = await self._loop.run_in_executor(None, Tokenizer.load, model.tokenizer_path, self.spec.config.model.chat_template)
+        self.preparer = Preparer(self.spec, self.tokenizer)
         self._connect()
 
     def close(self) -> None:
@@ -116,7 +113,7 @@ class EngineClient:
         self, prompt: str | list[int], params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
     ) -> RequestOutput:
         """All n completions of one prompt, when they are done. Cancelling the caller aborts them."""
-        works = await self.prepare(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        works = await self.preparer.prepare(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
         return (await self.run([works]))[0]
 
     async def stream(
@@ -126,7 +123,7 @@ class EngineClient:
 
         The last item has finished=True. Leaving the iterator early aborts the request.
         """
-        works = await self.prepare(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        works = await self.preparer.prepare(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
         news = asyncio.Event()
         streams = [DeltaStream(work, self.tokenizer, news.set) for work in works]
         self.open(streams)
@@ -158,65 +155,6 @@ class EngineClient:
             self._send_abort([stream.handle for stream in streams])
             for stream in streams:
                 self._end(stream, "abort")
-
-    async def prepare(
-        self,
-        prompt: str | list[int],
-        params: SamplingParams,
-        *,
-        request_id: str | None = None,
-        priority: int = 0,
-        cache_salt: str = "",
-        text: str | None = None,
-        add_special_tokens: bool = True,
-        arrival_ns: int = 0,
-        timeout: float | None = None,
-        splitting: Splitting | None = None,
-    ) -> list[Work]:
-        """Check and tokenize one prompt; one Work for each of its n completions.
-
-        text: the prompt's text, when `prompt` is its ids. timeout: seconds from arrival until it fails. Nothing is submitted yet.
-        """
-        arrival_ns = arrival_ns or time.monotonic_ns()
-        model = self.spec.model
-        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
-            raise InvalidRequestError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds", "timeout")
-        deadline_ns = arrival_ns + int(timeout * 1e9) if timeout is not None else 0
-        params.validate(model.vocab_size, self.spec.config.model.max_logprobs)
-        if isinstance(prompt, str):
-            text, ids = prompt, await self.tokenizer.encode_soon(prompt, add_special_tokens)
-        else:
-            ids = prompt
-        self._check_prompt(ids)
-        room = model.max_model_len - len(ids)
-        grammar = self._grammar(params)
-        params = msgspec.structs.replace(
-            params,
-            max_tokens=min(params.max_tokens or room, room),
-            min_tokens=min(params.min_tokens, room),
-            structured_outputs=None,  # `grammar` says it now
-        )
-        bad_words = self._bad_words(params.bad_words)
-        request_id = request_id or f"req-{secrets.token_hex(12)}"
-        seed = params.seed if params.seed is not None else secrets.randbits(63)
-        return [
-            Work(
-                request_id=request_id,
-                index=index,
-                prompt=text,
-                prompt_ids=ids,
-                params=params,
-                seed=_seed_of(seed, index),
-                arrival_ns=arrival_ns,
-                priority=priority,
-                cache_salt=cache_salt,
-                bad_words=bad_words,
-                deadline_ns=deadline_ns,
-                grammar=grammar,
-                splitting=splitting,
-            )
-            for index in range(params.n)
-        ]
 
     async def run(self, prompts: Sequence[Sequence[Work]]) -> list[RequestOutput]:
         """Compute several prompts' completions and wait for all with one wake-up. If one fails, the others are aborted."""
@@ -414,7 +352,7 @@ class EngineClient:
     def _end(self, stream: Stream, reason: str, finished: Finished | None = None, error: Exception | None = None) -> None:
         self._forget(stream.handle)
         if self.metrics is not None:
-            self._observe(stream, reason, finished)
+            observe(self.metrics, stream, reason, finished)
         if self.spec.config.log.log_requests:
             log.info(
                 "request %s[%d]: %s after %d + %d tokens",
@@ -459,75 +397,6 @@ class EngineClient:
             self._status[Stat.OPEN_STREAMS] = len(self.streams)
         if not self.streams and self.on_idle is not None:
             self.on_idle()
-
-    def _observe(self, stream: Stream, reason: str, finished: Finished | None) -> None:
-        metrics, work, count = self.metrics, stream.work, len(stream.ids)
-        assert metrics is not None
-        metrics.count("request_success", reason)
-        now = time.monotonic_ns()
-        metrics.observe("e2e_request_latency_seconds", (now - work.arrival_ns) * 1e-9)
-        metrics.observe("request_prompt_tokens", len(work.prompt_ids))
-        metrics.observe("request_generation_tokens", count)
-        if work.index == 0:
-            metrics.observe("request_params_n", work.params.n)
-        metrics.observe("request_params_max_tokens", work.params.max_tokens or 0)
-        if stream.first_ns:
-            metrics.observe("time_to_first_token_seconds", (stream.first_ns - work.arrival_ns) * 1e-9)
-            metrics.observe("request_decode_time_seconds", (stream.last_ns - stream.first_ns) * 1e-9)
-            if count > 1:
-                metrics.observe("request_time_per_output_token_seconds", (stream.last_ns - stream.first_ns) * 1e-9 / (count - 1))
-        if finished is not None:
-            metrics.observe("request_queue_time_seconds", finished.queued_ns * 1e-9)
-            metrics.observe("request_num_preemptions", finished.num_preemptions)
-            if finished.first_token_ns:
-                first_step = work.arrival_ns + finished.queued_ns
-                metrics.observe("request_prefill_time_seconds", max(0, finished.first_token_ns - first_step) * 1e-9)
-                metrics.observe("request_inference_time_seconds", max(0, now - first_step) * 1e-9)
-
-    # checks
-
-    def _check_prompt(self, ids: list[int]) -> None:
-        model = self.spec.model
-        if not ids:
-            raise InvalidRequestError("the prompt is empty: it has no tokens", "prompt")
-        for token in (min(ids), max(ids)):
-            if not 0 <= token < model.vocab_size:
-                raise InvalidRequestError(f"the prompt has token id {token}; this model's go from 0 to {model.vocab_size - 1}", "prompt")
-        if len(ids) >= model.max_model_len:
-            raise InvalidRequestError(
-                f"the prompt has {len(ids)} tokens; with at least one token of output, this model takes at most {model.max_model_len - 1}",
-                "prompt",
-                "context_length_exceeded",
-            )
-
-    def _grammar(self, params: SamplingParams) -> Grammar | None:
-        """What the output must follow. Raises InvalidRequestError if it is larger than the scheduler would take."""
-        if params.structured_outputs is None:
-            return None
-        grammar, limit = params.structured_outputs.to_grammar(), self.spec.config.structured_outputs.max_grammar_chars
-        if len(grammar.text) > limit:
-            raise InvalidRequestError(f"{grammar.param} may have at most {limit} characters, got {len(grammar.text)}", grammar.param)
-        return grammar
-
-    def _bad_words(self, words: list[str]) -> list[list[int]]:
-        """Each word as it is written at a text's start and after a space, since vocabularies have different tokens for the two."""
-        found: list[list[int]] = []
-        for word in words:
-            for text in (word, " " + word.lstrip()):
-                ids = self.tokenizer.encode(text, add_special_tokens=False)
-                if ids and ids not in found:
-                    found.append(ids)
-        if sum(map(len, found)) > MAX_BAD_WORD_TOKENS:
-            raise InvalidRequestError(f"bad_words may have at most {MAX_BAD_WORD_TOKENS} tokens in all", "bad_words")
-        return found
-
-
-def _seed_of(seed: int, index: int) -> int:
-    """Completion 0 keeps the request's seed; the others' follow from it, so that a repeated request repeats all of them."""
-    if index == 0:
-        return seed
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % INT64
 
 
 def _rows(message: Logprobs) -> dict[int, LogprobRow]:

@@ -71,7 +71,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     works = []
     for place, prompt in enumerate(prompts):
         works.append(
-            await app.client.prepare(
+            await app.client.preparer.prepare(
                 prompt,
                 params,
                 request_id=identity if len(prompts) == 1 else f"{identity}-{place}",

@@ -70,7 +70,7 @@ async def _raw(app: App, body: OllamaGenerateRequest, chat_request: ChatRequest,
         raise InvalidRequestError("this model has no chat template, so there is no place for system", "system")
     params = check_chat(app, chat_request)
     app.check_count(1)
-    return await app.client.prepare(body.prompt or "", params, request_id=_identity(), arrival_ns=arrival_ns, timeout=body.timeout)
+    return await app.client.preparer.prepare(body.prompt or "", params, request_id=_identity(), arrival_ns=arrival_ns, timeout=body.timeout)
 
 
 async def _answer(app: App, request: web.BaseRequest, body: OllamaRequest, work: Work, script: OllamaScript) -> web.StreamResponse:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels_cuda import logprobs, norms, paged_decode, qkv, rows, sampler
+from kernels_cuda import logprobs, norms, paged_decode, paged_prefill, qkv, rows, sampler
 from kernels_cuda.launch import use_backend
 from tests.cuda_on_cpu.emulator import Emulator
 
@@ -65,6 +65,14 @@ def decode() -> None:
     )
 
 
+def prefilled() -> None:
+    past, new, heads, dim, pages = 140, 40, 4, 128, 12
+    plan = paged_prefill.plan_prefill(*(np.array([value], np.int32) for value in (new, past, 0, 0)), heads)
+    caches = bf16(pages, 1, 16, dim), bf16(pages, 1, 16, dim)
+    tables, out = int32(np.arange(pages)[None]), bf16(new, heads, dim)
+    paged_prefill.prefill_attention(bf16(new, heads, dim), *caches, tables, int32(plan.work), int32(plan.chunks), out, 0.1)
+
+
 def normed() -> None:
     norms.layer_norm(bf16(1, 2048), None, None, bf16(1, 2048), 1e-5)
 
@@ -113,7 +121,15 @@ def reported() -> None:
     logprobs.report_logprobs(logits, int32([0]), int32([7]), int32([30]), floats[0], int32([0]), int32(np.zeros((1, 30))), floats[1])
 
 
-CASES = {"decode": decode, "normed": normed, "rotated": rotated, "gathered": gathered, "sampled": sampled, "reported": reported}
+CASES = {
+    "decode": decode,
+    "prefilled": prefilled,
+    "normed": normed,
+    "rotated": rotated,
+    "gathered": gathered,
+    "sampled": sampled,
+    "reported": reported,
+}
 
 if __name__ == "__main__":
     with use_backend(Emulator(0, Path(sys.argv[1]), FLAGS)):

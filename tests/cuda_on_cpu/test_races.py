@@ -25,11 +25,14 @@ MISSING = [
     ("paged_decode.cu", "    __syncwarp();                                  // every lane", "    //", "decode"),
     ("paged_decode.cu", "  __syncthreads();                                 // the rings", "//", "decode"),
     ("paged_decode.cu", "  __syncthreads();\n  for (int head", "  for (int head", "decode"),
+    ("paged_prefill.cu", "    __syncthreads();                                 // the others'", "    //", "prefilled"),
     ("common.cuh", "scratch[lane] : 0.f);\n  __syncthreads();", "scratch[lane] : 0.f);", "normed"),
     ("qkv.cu", "  __syncwarp();\n", "", "rotated"),
     ("rows.cu", "    __syncthreads();   // the sums", "    //", "gathered"),
     ("sampler.cu", "    __syncthreads();   // the segment is known", "", "sampled"),
+    ("sampler.cu", "      __syncthreads();   // an id may be in both lists", "", "sampled"),
     ("select.cuh", "    __syncthreads();   // all bins are empty", "", "reported"),
+    ("select.cuh", "    __syncthreads();   // what was found is there", "", "sampled"),
     ("logprobs.cu", "  __syncthreads();   // the list is full, in some order", "", "reported"),
 ]
 

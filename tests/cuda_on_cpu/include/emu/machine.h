@@ -43,6 +43,10 @@ struct Barrier {
   unsigned here = 0, need = 0;
   long sum = 0;
   std::vector<Fiber*> waiting;
+  // What the sanitizer is told of, in turns: a thread that resumes late must not seem ordered after those who already came to the
+  // next use of this barrier. The one after that cannot begin before this thread has come to the next.
+  unsigned use = 0;
+  char uses[2];
 };
 struct Block {
   std::vector<Fiber> fibers;
@@ -130,6 +134,7 @@ inline void open_barrier(Barrier& barrier) {
   barrier.waiting.clear();
   barrier.here = 0;
   barrier.sum = 0;
+  barrier.use++;
 }
 // Returns the sum of `value` over the threads that meet. need 0: all threads that have not exited, as for barrier 0 of a GPU.
 __attribute__((noinline)) inline long meet(unsigned id, unsigned need, long value, const char* what) {
@@ -137,14 +142,15 @@ __attribute__((noinline)) inline long meet(unsigned id, unsigned need, long valu
   barrier.need = need;
   barrier.sum += value;
   barrier.here++;
-  publish(&barrier);
+  char* const use = &barrier.uses[barrier.use % 2];
+  publish(use);
   if (barrier.here >= (need ? need : block.alive)) {
     open_barrier(barrier);
   } else {
     barrier.waiting.push_back(self);
     wait_here(what);
   }
-  observe(&barrier);
+  observe(use);
   return self->barrier_result;
 }
 __attribute__((noinline)) inline void finish(Fiber* fiber) {

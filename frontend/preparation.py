@@ -1,0 +1,128 @@
+"""From what a caller asks for to what a Submit says: checks, tokenization, seeds, bad words, the grammar."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+
+import msgspec
+
+from frontend.output_split import Splitting
+from frontend.stream import Work
+from frontend.tokenizer import Tokenizer
+from ipc.config import ChildSpec
+from ipc.errors import InvalidRequestError
+from ipc.grammar import Grammar
+from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams
+
+MAX_TIMEOUT = 86_400.0
+
+
+class Preparer:
+    """Prepares requests for one model. Raises InvalidRequestError for what can never be served."""
+
+    def __init__(self, spec: ChildSpec, tokenizer: Tokenizer) -> None:
+        self._spec, self._tokenizer = spec, tokenizer
+
+    async def prepare(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        text: str | None = None,
+        add_special_tokens: bool = True,
+        arrival_ns: int = 0,
+        timeout: float | None = None,
+        splitting: Splitting | None = None,
+    ) -> list[Work]:
+        """Check and tokenize one prompt; one Work for each of its n completions.
+
+        text: the prompt's text, when `prompt` is its ids. timeout: seconds from arrival until it fails. Nothing is submitted yet.
+        """
+        arrival_ns = arrival_ns or time.monotonic_ns()
+        model = self._spec.model
+        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
+            raise InvalidRequestError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds", "timeout")
+        deadline_ns = arrival_ns + int(timeout * 1e9) if timeout is not None else 0
+        params.validate(model.vocab_size, self._spec.config.model.max_logprobs)
+        if isinstance(prompt, str):
+            text, ids = prompt, await self._tokenizer.encode_soon(prompt, add_special_tokens)
+        else:
+            ids = prompt
+        self._check_prompt(ids)
+        room = model.max_model_len - len(ids)
+        grammar = self._grammar(params)
+        params = msgspec.structs.replace(
+            params,
+            max_tokens=min(params.max_tokens or room, room),
+            min_tokens=min(params.min_tokens, room),
+            structured_outputs=None,  # `grammar` says it now
+        )
+        bad_words = self._bad_words(params.bad_words)
+        request_id = request_id or f"req-{secrets.token_hex(12)}"
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        return [
+            Work(
+                request_id=request_id,
+                index=index,
+                prompt=text,
+                prompt_ids=ids,
+                params=params,
+                seed=_seed_of(seed, index),
+                arrival_ns=arrival_ns,
+                priority=priority,
+                cache_salt=cache_salt,
+                bad_words=bad_words,
+                deadline_ns=deadline_ns,
+                grammar=grammar,
+                splitting=splitting,
+            )
+            for index in range(params.n)
+        ]
+
+    def _check_prompt(self, ids: list[int]) -> None:
+        model = self._spec.model
+        if not ids:
+            raise InvalidRequestError("the prompt is empty: it has no tokens", "prompt")
+        for token in (min(ids), max(ids)):
+            if not 0 <= token < model.vocab_size:
+                raise InvalidRequestError(f"the prompt has token id {token}; this model's go from 0 to {model.vocab_size - 1}", "prompt")
+        if len(ids) >= model.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(ids)} tokens; with at least one token of output, this model takes at most {model.max_model_len - 1}",
+                "prompt",
+                "context_length_exceeded",
+            )
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        """What the output must follow. Raises InvalidRequestError if it is larger than the scheduler would take."""
+        if params.structured_outputs is None:
+            return None
+        grammar, limit = params.structured_outputs.to_grammar(), self._spec.config.structured_outputs.max_grammar_chars
+        if len(grammar.text) > limit:
+            raise InvalidRequestError(f"{grammar.param} may have at most {limit} characters, got {len(grammar.text)}", grammar.param)
+        return grammar
+
+    def _bad_words(self, words: list[str]) -> list[list[int]]:
+        """Each word as it is written at a text's start and after a space, since vocabularies have different tokens for the two."""
+        found: list[list[int]] = []
+        for word in words:
+            for text in (word, " " + word.lstrip()):
+                ids = self._tokenizer.encode(text, add_special_tokens=False)
+                if ids and ids not in found:
+                    found.append(ids)
+        if sum(map(len, found)) > MAX_BAD_WORD_TOKENS:
+            raise InvalidRequestError(f"bad_words may have at most {MAX_BAD_WORD_TOKENS} tokens in all", "bad_words")
+        return found
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """Completion 0 keeps the request's seed; the others' follow from it, so that a repeated request repeats all of them."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % INT64

@@ -1,0 +1,34 @@
+"""What one ended request adds to the metrics."""
+
+from __future__ import annotations
+
+import time
+
+from frontend.metrics import Metrics
+from frontend.stream import Stream
+from ipc.messages import Finished
+
+
+def observe(metrics: Metrics, stream: Stream, reason: str, finished: Finished | None) -> None:
+    """Count a request that ended for `reason` and its times; `finished` is the scheduler's word on it, if there was one."""
+    work, count = stream.work, len(stream.ids)
+    metrics.count("request_success", reason)
+    now = time.monotonic_ns()
+    metrics.observe("e2e_request_latency_seconds", (now - work.arrival_ns) * 1e-9)
+    metrics.observe("request_prompt_tokens", len(work.prompt_ids))
+    metrics.observe("request_generation_tokens", count)
+    if work.index == 0:
+        metrics.observe("request_params_n", work.params.n)
+    metrics.observe("request_params_max_tokens", work.params.max_tokens or 0)
+    if stream.first_ns:
+        metrics.observe("time_to_first_token_seconds", (stream.first_ns - work.arrival_ns) * 1e-9)
+        metrics.observe("request_decode_time_seconds", (stream.last_ns - stream.first_ns) * 1e-9)
+        if count > 1:
+            metrics.observe("request_time_per_output_token_seconds", (stream.last_ns - stream.first_ns) * 1e-9 / (count - 1))
+    if finished is not None:
+        metrics.observe("request_queue_time_seconds", finished.queued_ns * 1e-9)
+        metrics.observe("request_num_preemptions", finished.num_preemptions)
+        if finished.first_token_ns:
+            first_step = work.arrival_ns + finished.queued_ns
+            metrics.observe("request_prefill_time_seconds", max(0, finished.first_token_ns - first_step) * 1e-9)
+            metrics.observe("request_inference_time_seconds", max(0, now - first_step) * 1e-9)
