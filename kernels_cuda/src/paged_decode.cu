@@ -24,7 +24,7 @@
 // (for K) so that a lane's four bytes stand together, and dimension pairs are told apart by a byte shuffle after ldmatrix (for V).
 //
 // Macros: HEAD_DIM (a multiple of 16 up to 256), FP8_CACHE, WARPS, STAGES.
-#include "common.cuh"
+#include "operands.cuh"
 
 #define TILE 16                      // tokens of one tile; the cache's block_size is a multiple of it
 #define HEADS 8                      // query heads of one block; larger groups take several blocks
@@ -35,19 +35,6 @@
 #define TILE_BYTES (TILE * PITCH)
 #define OUT_PITCH (HEAD_DIM + 4)     // floats between heads of a warp's result
 
-#if FP8_CACHE
-__device__ __forceinline__ unsigned pack_operand(float a, float b) { return pack_fp16(a, b); }
-__device__ __forceinline__ float clamp_operand(float x) { return fminf(fmaxf(x, -65504.f), 65504.f); }
-#else
-__device__ __forceinline__ unsigned pack_operand(float a, float b) { return pack_elems(a, b); }
-#endif
-__device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#if FP8_CACHE || defined(DTYPE_FP16)
-  mma_fp16(d, a, b0, b1);
-#else
-  mma_bf16(d, a, b0, b1);
-#endif
-}
 // K of 16 tokens x 16 dimensions as operand A. fp8: column 2t+j of the product stands for dimension 4t+j, column 2t+8+j for 4t+2+j.
 __device__ __forceinline__ void load_keys(unsigned (&a)[4], const unsigned char* tile, int k, int lane) {
 #if FP8_CACHE

@@ -27,7 +27,7 @@
 // fp8 cache: as in paged_decode.cu, e4m3 goes to fp16 exactly and q is taken as fp16.
 //
 // Macros: HEAD_DIM (a multiple of 16 up to 256), FP8_CACHE, KV_TILE (a multiple of 16 and of WARPS), WARPS, STAGES, MIN_BLOCKS (per SM).
-#include "common.cuh"
+#include "operands.cuh"
 
 #define ROWS (WARPS * 16)              // packed rows of a block: row p is token p / group, head p % group
 #define COPY_ROWS (KV_TILE / WARPS)    // of K and of V, that a warp copies: it divides 16 and thus every block size
@@ -38,19 +38,6 @@
 #define TILE_BYTES (KV_TILE * PITCH)
 static_assert(KV_TILE % WARPS == 0 && KV_TILE % 16 == 0 && 16 % COPY_ROWS == 0, "a warp copies rows of one page");
 
-#if FP8_CACHE
-__device__ __forceinline__ unsigned pack_operand(float a, float b) { return pack_fp16(a, b); }
-__device__ __forceinline__ float clamp_operand(float x) { return fminf(fmaxf(x, -65504.f), 65504.f); }
-#else
-__device__ __forceinline__ unsigned pack_operand(float a, float b) { return pack_elems(a, b); }
-#endif
-__device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#if FP8_CACHE || defined(DTYPE_FP16)
-  mma_fp16(d, a, b0, b1);
-#else
-  mma_bf16(d, a, b0, b1);
-#endif
-}
 // K^T of 16 dimensions x 16 tokens as two operands B, tokens 0-7 and 8-15. fp8: row 2t+j of the product stands for dimension 4t+j, row
 // 2t+8+j for 4t+2+j.
 __device__ __forceinline__ void load_keys(unsigned (&b)[4], const unsigned char* tile, int n, int k, int lane) {
