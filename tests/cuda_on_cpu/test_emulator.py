@@ -96,7 +96,7 @@ def test_what_a_gpu_would_not_forgive(entry: str, args: tuple, shared: int, mess
 
 def test_the_next_launch_after_an_error_is_fine() -> None:
     with pytest.raises(EmulationError, match=r"block \(0,0,0\) thread"):
-        run("past_the_array", 1, guarded(torch.zeros(4)), np.int32(5000), guarded(torch.zeros(1)))
+        run("past_the_array", 1, guarded(torch.zeros(4)), np.int32(500), guarded(torch.zeros(1)))  # inside the page that guards it
     test_tensor_core()
 
 
