@@ -1,6 +1,11 @@
-"""One step: plan columns in, forward pass, sampling, result columns out."""
+"""One step in two halves: plan columns in and the forward pass; sampling and result columns out.
+
+Between them the scheduler may still write masks into the plan (docs/architecture.md, Overlap).
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -18,8 +23,17 @@ from ipc.arena import Dimensions, PlanColumns, PlanHeader, ResultColumns, Result
 LOGITS_AT_ONCE = 2**24
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The first half of a step. logits: of the entries of inputs.sample_at, None where there are none or another rank samples."""
+
+    inputs: StepInputs
+    hidden: torch.Tensor
+    logits: torch.Tensor | None
+
+
 class ModelRunner:
-    """Executes plans in order. Owns the batch, the KV cache and the sampler; rank 0 alone samples and fills results."""
+    """Executes plans in order, each in two halves. Owns the batch, the KV cache and the sampler; rank 0 alone samples and fills results."""
 
     def __init__(
         self, model: Decoder, device: Device, ranks: Collectives, dimensions: Dimensions, block_size: int, num_blocks: int
@@ -35,8 +49,11 @@ class ModelRunner:
         self._num_prompt = np.zeros(dimensions.rows, np.int64)
 
     @torch.inference_mode()
-    def step(self, plan: PlanColumns, result: ResultColumns) -> None:
-        """Compute one plan. Raises ProtocolError or msgspec.ValidationError for a plan that makes no sense."""
+    def begin(self, plan: PlanColumns) -> Begun:
+        """Compute a plan up to the logits, without a look at its masks.
+
+        Raises ProtocolError or msgspec.ValidationError for a plan that makes no sense.
+        """
         self._setup(plan)
         self.batch.update(plan)
         step = self.batch.inputs(plan)
@@ -45,9 +62,15 @@ class ModelRunner:
         target = self._device.torch_device
         ids, positions = (torch.from_numpy(column).to(target) for column in (step.token_ids, step.positions))
         hidden = self._model.forward(ids, positions, self.attention)
-        self._sample(step, hidden, result)
+        return Begun(step, hidden, self._logits(step, hidden))
+
+    @torch.inference_mode()
+    def finish(self, begun: Begun, result: ResultColumns) -> None:
+        """Sample, and write the result; the plan's masks are complete."""
+        step = begun.inputs
+        self._sample(step, begun.logits, result)
         if (step.flags & RowFlag.PROMPT_LOGPROBS).any():
-            self._prompt_logprobs(step, hidden, result)
+            self._prompt_logprobs(step, begun.hidden, result)
         result.header[ResultHeader.NUM_ROWS] = len(step.rows)
 
     def _setup(self, plan: PlanColumns) -> None:
@@ -58,14 +81,19 @@ class ModelRunner:
             for setup in setups:
                 self._num_prompt[setup.row] = setup.num_prompt
 
-    def _sample(self, step: StepInputs, hidden: torch.Tensor, result: ResultColumns) -> None:
+    def _logits(self, step: StepInputs, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Those after the last new token of each row that samples."""
+        if not len(step.sample_at):
+            return None
+        last = step.query_starts[step.sample_at + 1] - 1
+        everything = len(last) == len(hidden)
+        return self._model.logits(hidden if everything else hidden[torch.from_numpy(last)])
+
+    def _sample(self, step: StepInputs, logits: torch.Tensor | None, result: ResultColumns) -> None:
         """Sample for the rows that want it, tell all ranks, and write the rows' results."""
         count, at = len(step.rows), step.sample_at
         tokens = torch.zeros(len(at), dtype=torch.int32)
         if len(at):
-            last = step.query_starts[at + 1] - 1
-            everything = len(last) == len(hidden)
-            logits = self._model.logits(hidden if everything else hidden[torch.from_numpy(last)])
             if logits is not None:
                 sampled = self._sampler.sample(logits, step.rows[at], step.seq_lens[at], step.masked_at, step.masks)
                 tokens = torch.from_numpy(np.ascontiguousarray(sampled.tokens, np.int32))

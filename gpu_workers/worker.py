@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from typing import Any
 
 from gpu_workers import collectives, kv_cache
 from gpu_workers.device import Device, open_device
 from gpu_workers.models.load import load
-from gpu_workers.runner import ModelRunner
+from gpu_workers.runner import Begun, ModelRunner
 from ipc.actor import Actor
 from ipc.arena import PlanHeader, ResultHeader, Stat
 from ipc.channels import Channel
 from ipc.config import ChildSpec
 from ipc.errors import ProtocolError
-from ipc.messages import Drain, Drained, KVReady, KVSize, SchedulerToWorker, StepPlan, StepResult, WorkerReady
+from ipc.messages import Drain, Drained, KVReady, KVSize, Masks, SchedulerToWorker, StepPlan, StepResult, WorkerReady
 
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
 
 
+class _Step:
+    """A plan whose doorbell has rung. begun: its first half, when that is done. busy_ns: time spent on it so far."""
+
+    __slots__ = ("begun", "busy_ns", "number", "slot")
+
+    def __init__(self, doorbell: StepPlan) -> None:
+        self.number, self.slot = doorbell.step, doorbell.slot
+        self.begun: Begun | None = None
+        self.busy_ns = 0
+
+
 class Worker(Actor):
-    """One rank. Everything happens on the loop, in the doorbell's handler, so steps run strictly in the order they were rung."""
+    """One rank. Everything happens on the loop, in the messages' handlers, and steps run strictly in the order they were rung.
+
+    A step whose masks follow its plan is begun at once and finished when `Masks` comes; until then the loop is free.
+    """
 
     def __init__(self, spec: ChildSpec) -> None:
         super().__init__(spec)
@@ -33,6 +48,9 @@ class Worker(Actor):
         self._device: Device | None = None
         self._last_progress = 0.0
         self._num_blocks = self._block_bytes = 0
+        self._steps: deque[_Step] = deque()  # rung and not finished; only the first may have begun
+        self._masked: set[int] = set()  # of these, the steps that Masks has come for
+        self._draining = False
 
     async def start(self) -> None:
         self._connect()
@@ -59,8 +77,13 @@ class Worker(Actor):
             self._scheduler.close()
 
     def on_drain(self, message: Drain) -> None:
-        # A step is computed where its doorbell is handled, so between two messages nothing is in flight here.
-        self.supervisor.send(Drained(self.spec.role, self.spec.index))
+        self._draining = True
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self._draining and not self._steps:
+            self._draining = False
+            self.supervisor.send(Drained(self.spec.role, self.spec.index))
 
     def heartbeat(self) -> None:
         super().heartbeat()
@@ -90,7 +113,11 @@ class Worker(Actor):
     def _on_scheduler(self, _peer: str, message: Any) -> None:
         match message:
             case StepPlan():
-                self._step(message)
+                self._steps.append(_Step(message))
+                self._go_on()
+            case Masks():
+                self._masked.add(message.step)
+                self._go_on()
             case KVSize():
                 self._allocate(message.num_blocks)
 
@@ -103,18 +130,38 @@ class Worker(Actor):
         self._scheduler.send(KVReady(self.rank))
         self.ready(f"{num_blocks} KV blocks, {num_blocks * self._block_bytes / 2**20:.0f} MiB")
 
-    def _step(self, doorbell: StepPlan) -> None:
-        if self._runner is None or self._scheduler is None:
-            raise ProtocolError(f"the plan of step {doorbell.step} came before KVSize")
+    def _go_on(self) -> None:
+        """Do what can be done of the steps that have been rung."""
+        while self._steps:
+            step = self._steps[0]
+            if step.begun is None:
+                self._begin(step)
+            if self.arena.plans[step.slot].header[PlanHeader.MASKS_FOLLOW] and step.number not in self._masked:
+                return
+            self._finish(step)
+            self._steps.popleft()
+            self._masked.discard(step.number)
+        self._check_drained()
+
+    def _begin(self, step: _Step) -> None:
+        if self._runner is None:
+            raise ProtocolError(f"the plan of step {step.number} came before KVSize")
         began = time.monotonic_ns()
-        plan, result = self.arena.plans[doorbell.slot], self.arena.results[doorbell.slot]
-        plan.check_step(doorbell.step)
-        self._runner.step(plan, result)
-        took = time.monotonic_ns() - began
+        plan = self.arena.plans[step.slot]
+        plan.check_step(step.number)
+        step.begun = self._runner.begin(plan)
+        step.busy_ns = time.monotonic_ns() - began
+
+    def _finish(self, step: _Step) -> None:
+        assert self._runner is not None and self._scheduler is not None and step.begun is not None
+        began = time.monotonic_ns()
+        result = self.arena.results[step.slot]
+        self._runner.finish(step.begun, result)
+        step.busy_ns += time.monotonic_ns() - began
         self.status[Stat.STEPS] += 1
-        self.status[Stat.FORWARD_NS] += took
-        self.status[Stat.STEP_TOKENS] += plan.header[PlanHeader.NUM_TOKENS]
+        self.status[Stat.FORWARD_NS] += step.busy_ns
+        self.status[Stat.STEP_TOKENS] += len(step.begun.inputs.token_ids)
         if self.rank == 0:
-            result.header[ResultHeader.STEP] = doorbell.step
-            result.header[ResultHeader.FORWARD_NS] = took
-            self._scheduler.send(StepResult(doorbell.step, doorbell.slot))
+            result.header[ResultHeader.STEP] = step.number
+            result.header[ResultHeader.FORWARD_NS] = step.busy_ns
+            self._scheduler.send(StepResult(step.number, step.slot))

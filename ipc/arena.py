@@ -48,6 +48,7 @@ class PlanHeader(enum.IntEnum):
     NUM_BLOCK_UPDATES = 4  # entries used in block_row, block_index, block_id
     SETUP_BYTES = 5  # bytes used in setup: a msgpack list[RowSetup], or 0
     NUM_MASKS = 6  # entries used in masks
+    MASKS_FOLLOW = 7  # 1: some of them are written while the step computes; the message Masks says when all are there
 
 
 class RowFlag(enum.IntFlag):
@@ -168,7 +169,8 @@ class PlanColumns:
     row, num_new, start, flags: for each scheduled row its place in the worker's batch, how many tokens it computes, how many it
     had before, and RowFlag bits. token_ids: input tokens of the rows without DEVICE_TOKEN, num_new each, in row order.
     block_row, block_index, block_id: new entries of block tables; applied before the step. setup: msgpack list[RowSetup],
-    applied before block updates. masks: for each row with GRAMMAR, in row order, a bit per token id, lowest bit first.
+    applied before block updates. masks: for each row with GRAMMAR, in row order, a bit per token id, lowest bit first; they alone may be
+    written after the doorbell.
     """
 
     header: I64

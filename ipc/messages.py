@@ -158,6 +158,12 @@ class StepResult(_Message, frozen=True, tag=6):
     slot: int
 
 
+class Masks(_Message, frozen=True, tag=10):
+    """Doorbell: the masks of `step`, whose plan said that they follow, are complete in its slot. Comes after the plan's doorbell."""
+
+    step: int
+
+
 class WorkerReady(_Message, frozen=True, tag=7):
     """A worker has loaded its weights and can hold `num_blocks` KV blocks."""
 
@@ -249,7 +255,7 @@ class PeerGone(_Message, frozen=True, tag=28):
 
 FrontendToScheduler = Submit | Abort
 SchedulerToFrontend = Tokens | Refused
-SchedulerToWorker = StepPlan | KVSize
+SchedulerToWorker = StepPlan | Masks | KVSize
 WorkerToScheduler = StepResult | WorkerReady | KVReady
 ChildToSupervisor = Hello | Ready | Loading | Fatal | Drained
 SupervisorToChild = Drain | Stop | Peers | PeerGone

@@ -106,7 +106,7 @@ class Player:
         header[PlanHeader.NUM_TOKENS], header[PlanHeader.NUM_TOKEN_IDS] = sum(count for _, count in work), len(ids)
         header[PlanHeader.NUM_BLOCK_UPDATES], header[PlanHeader.SETUP_BYTES] = len(self._updates), len(setup)
         self._updates, self._setups = [], []
-        self.runner.step(plan, self.result)
+        self.runner.finish(self.runner.begin(plan), self.result)
         return self._apply(work)
 
     wants_prompt_logprobs: frozenset[int] = frozenset()

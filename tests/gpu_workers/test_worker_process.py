@@ -27,6 +27,7 @@ from ipc.messages import (
     KVReady,
     KVSize,
     Loading,
+    Masks,
     Ready,
     StepPlan,
     StepResult,
@@ -129,11 +130,12 @@ class Group:
             for rank in range(self.ranks):
                 self.scheduler.send(rank, StepPlan(self.step, slot))
             if number:
-                tokens.append(self._result())
-        tokens.append(self._result())
+                tokens.append(self.result())
+        tokens.append(self.result())
         return tokens
 
-    def _result(self) -> int:
+    def result(self) -> int:
+        """The token of the oldest step whose result has not been taken."""
         message = self.scheduler.get()
         assert isinstance(message, StepResult)
         result = self.arena.results[message.slot]
@@ -193,6 +195,38 @@ def test_serves_plans(model: str, ranks: int) -> None:
         for rank in range(ranks):
             workers.supervisor.send(rank, Stop())
         assert [process.wait(timeout=10) for process in workers.processes] == [0] * ranks
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_waits_for_masks_before_sampling_only(model: str, ranks: int) -> None:
+    """Two steps whose masks follow: neither ends before its own, masks may come early, and the second step's token hangs on the first's."""
+    with group(model, ranks) as workers:
+        workers.start()
+        allowed, last = 77, [*PROMPT, 77]
+        setup = msgspec.msgpack.encode([RowSetup(row=1, num_prompt=len(PROMPT), seed=0)])
+        for step in (1, 2):
+            plan, first = workers.arena.plans[step], step == 1
+            ids = PROMPT if first else []
+            plan.row[0], plan.num_new[0], plan.start[0] = 1, len(ids) or 1, 0 if first else len(PROMPT)
+            plan.flags[0] = RowFlag.SAMPLE | RowFlag.GRAMMAR | (RowFlag(0) if first else RowFlag.DEVICE_TOKEN)
+            plan.token_ids[: len(ids)] = ids
+            plan.block_row[:4], plan.block_index[:4], plan.block_id[:4] = 1, np.arange(4), np.arange(4) + 5
+            plan.setup[: len(setup)] = np.frombuffer(setup, np.uint8)
+            words = (step, 1, len(ids) or 1, len(ids), 4 * first, len(setup) * first, 1, 1)
+            plan.header[: PlanHeader.MASKS_FOLLOW + 1] = words
+            plan.masks[0] = -1
+            for rank in range(ranks):
+                workers.scheduler.send(rank, StepPlan(step, step))
+        workers.arena.plans[2].masks[0] = -1
+        for rank in range(ranks):
+            workers.scheduler.send(rank, Masks(2))
+        assert not workers.scheduler.socket.poll(300), "a step ended without its masks"
+        workers.arena.plans[1].masks[0] = 0
+        workers.arena.plans[1].masks[0, allowed // 32] = 1 << allowed % 32
+        for rank in range(ranks):
+            workers.scheduler.send(rank, Masks(1))
+        assert workers.result() == allowed
+        assert workers.result() == oracle.greedy(model, last, 1)[0]
 
 
 def test_tells_the_supervisor_how_it_goes(model: str) -> None:
