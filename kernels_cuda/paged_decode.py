@@ -14,7 +14,7 @@ from kernels_cuda.launch import launch
 
 I32 = npt.NDArray[np.int32]
 
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 TILE = 16  # tokens; a block size must be a multiple of it
 HEADS_PER_BLOCK = 8
 SPLIT_STEP = 64  # split sizes are multiples of what the warps of a block take in one turn

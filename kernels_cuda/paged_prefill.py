@@ -14,12 +14,12 @@ from kernels_cuda.launch import launch
 
 I32 = npt.NDArray[np.int32]
 
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 PAGE = 16  # a block size must be a multiple of it
 WARPS = 8
 ROWS = WARPS * 16  # (token, head) pairs of one block
 # Per thread, by head size. 128 keeps two blocks on an SM, up to 255 one; below that a budget only shows that a change cost registers.
-REGISTERS = {64: 128, 80: 200, 96: 216, 128: 232, 256: 255}
+REGISTERS = {32: 128, 64: 128, 80: 200, 96: 216, 128: 232, 256: 255}
 LOG2E = 1.4426950408889634
 
 
@@ -34,7 +34,7 @@ def _variant(head_dim: int, fp8: int, dtype: str) -> Defines:
 def geometry(head_dim: int) -> tuple[int, int, int]:
     """Tokens of one tile of K and V, tiles in shared memory, blocks per SM: what registers have room for (128 per thread for two blocks,
     255 for one), and at most 70 KB of shared memory per block, which every GPU has."""
-    return {64: (32, 3, 2), 256: (16, 4, 1)}.get(head_dim, (64, 2, 1))
+    return {32: (32, 3, 2), 64: (32, 3, 2), 256: (16, 4, 1)}.get(head_dim, (64, 2, 1))
 
 
 SOURCE = Source(

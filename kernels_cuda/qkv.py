@@ -11,7 +11,7 @@ import numpy as np
 from kernels_cuda.kernel import Defines, Source, defines, dtype_macro, require
 from kernels_cuda.launch import launch
 
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 THREADS = 128
 
 

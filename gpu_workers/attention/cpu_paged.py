@@ -12,9 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gpu_workers.attention import HeadNorms
 from gpu_workers.attention.cpu_decode import DecodeKernel
 from gpu_workers.batch import StepInputs
 from gpu_workers.kv_cache import KVCache
+from gpu_workers.layers.rotary import Rotary
 from gpu_workers.models.spec import DecoderSpec
 
 # Most (query, key) pairs of one padded group, over its rows: bounds the mask and the gathered keys and values.
@@ -57,8 +59,11 @@ class CPUPagedAttention:
         self._decodes = False
         self._block = self._offset = torch.empty(0, dtype=torch.int64)
         self._stored: torch.Tensor | None = None
+        self._rotary: Rotary | None = None
+        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def plan(self, step: StepInputs) -> None:
+        """Prepare what is the same for all layers of this step."""
         single = (step.num_new == 1) if self._decode.ready else np.zeros(len(step.rows), np.bool_)
         self._decodes = bool(single.any())
         if self._decodes:
@@ -72,7 +77,21 @@ class CPUPagedAttention:
             self._block, self._offset = torch.from_numpy(block), torch.from_numpy(offset)
             self._stored = torch.from_numpy(np.flatnonzero(stored)) if self._decodes else None
 
-    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+    def begin(self, rotary: Rotary, positions: torch.Tensor) -> None:
+        self._rotary, self._angles = rotary, rotary.at(positions)
+
+    def run(self, qkv: torch.Tensor, norms: HeadNorms | None, layer: int) -> torch.Tensor:
+        assert self._rotary is not None and self._angles is not None
+        turning = qkv.shape[1] - self._cache.num_kv_heads
+        qk, v = qkv[:, :turning], qkv[:, turning:]
+        if norms is not None:
+            qk = F.rms_norm(qk, qk.shape[2:], None, norms.eps) * norms.by_head
+        qk = self._rotary(qk, *self._angles)
+        heads = turning - self._cache.num_kv_heads
+        return self._attended(qk[:, :heads], qk[:, heads:], v, layer)
+
+    def _attended(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+        """Store k and v, then attend from q."""
         out = torch.empty(q.shape, dtype=q.dtype)
         if self._decodes:
             self._decode.run(q, k, v, self._cache, layer, self._windows[layer], out)

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from gpu_workers.attention import Attention
+from gpu_workers.attention import Attention, HeadNorms
 from gpu_workers.collectives import Collectives
 from gpu_workers.device import Device
 from gpu_workers.layers.embedding import VocabParallelEmbedding
@@ -65,11 +64,11 @@ class Heads:
 
 
 class AttentionLayer:
-    """q, k, v in one product, norms and rotation on q and k together, attention, and the way back."""
+    """q, k, v in one product, attention, and the way back."""
 
-    def __init__(self, build: Build, index: int, heads: Heads, rotary: Rotary) -> None:
+    def __init__(self, build: Build, index: int, heads: Heads) -> None:
         spec, dim = build.spec, build.spec.head_dim
-        self._index, self._heads, self._dim, self._eps, self._rotary = index, heads, dim, spec.norm_eps, rotary
+        self._index, self._heads, self._dim, self._eps = index, heads, dim, spec.norm_eps
         self._name = f"layers.{index}"
         q = Shard(f"{self._name}.q", spec.num_heads * dim, spec.hidden_size, 0, heads.start * dim, heads.num * dim, 0, spec.qkv_bias)
         kv = [
@@ -83,7 +82,7 @@ class AttentionLayer:
         output = row_shard(f"{self._name}.o", spec.hidden_size, spec.num_heads * dim, spec.output_bias, build.ranks, "attention width")
         self.output = RowParallelLinear(build.method(), output, build.ranks)
         self._qk_norm = (build.ones(dim), build.ones(dim)) if spec.qk_norm else None
-        self._qk_weight: torch.Tensor | None = None
+        self._norms: HeadNorms | None = None
 
     def parts(self) -> Iterator[Part]:
         yield from self.qkv.parts()
@@ -97,16 +96,13 @@ class AttentionLayer:
         self.output.process(device)
         if self._qk_norm is not None:
             q, k = self._qk_norm
-            self._qk_weight = torch.cat((q.expand(self._heads.num, -1), k.expand(self._heads.num_kv, -1)))
+            by_head = torch.cat((q.expand(self._heads.num, -1), k.expand(self._heads.num_kv, -1)))
+            self._norms = HeadNorms(q, k, by_head, self._eps)
 
-    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
         heads = self._heads
         qkv = self.qkv(x).view(x.shape[0], heads.num + 2 * heads.num_kv, self._dim)
-        qk, v = qkv[:, : heads.num + heads.num_kv], qkv[:, heads.num + heads.num_kv :]
-        if self._qk_weight is not None:
-            qk = F.rms_norm(qk, (self._dim,), None, self._eps) * self._qk_weight
-        qk = self._rotary(qk, cos, sin)
-        return self.output(attention.run(qk[:, : heads.num], qk[:, heads.num :], v, self._index))
+        return self.output(attention.run(qkv, self._norms, self._index))
 
 
 class MLP:
@@ -135,11 +131,11 @@ class MLP:
 class DecoderLayer:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, build: Build, index: int, heads: Heads, rotary: Rotary) -> None:
+    def __init__(self, build: Build, index: int, heads: Heads) -> None:
         self._name, self._eps, self._scale = f"layers.{index}", build.spec.norm_eps, build.spec.residual_scale
         self._shape, self._ops = (build.spec.hidden_size,), build.ops
         self._attention_norm, self._mlp_norm = build.ones(*self._shape), build.ones(*self._shape)
-        self.attention = AttentionLayer(build, index, heads, rotary)
+        self.attention = AttentionLayer(build, index, heads)
         self.mlp = MLP(build, index)
 
     def parts(self) -> Iterator[Part]:
@@ -152,9 +148,9 @@ class DecoderLayer:
         self.attention.process(device)
         self.mlp.process(device)
 
-    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
         """x [T, hidden], changed in place and returned."""
-        attended = self.attention(self._ops.rms_norm(x, self._attention_norm, self._eps), cos, sin, attention)
+        attended = self.attention(self._ops.rms_norm(x, self._attention_norm, self._eps), attention)
         normed = self._ops.add_rms_norm(x, attended, self._scale, self._mlp_norm, self._eps)
         return x.add_(self.mlp(normed), alpha=self._scale)
 
@@ -174,7 +170,7 @@ class Decoder:
         self._ranks = ranks
         self._rotary = Rotary(spec.rotary, max_length, dtype, device.torch_device)
         self._embedding = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size, ranks, dtype, device.torch_device)
-        self._layers = [DecoderLayer(build, index, self.heads, self._rotary) for index in range(spec.num_layers)]
+        self._layers = [DecoderLayer(build, index, self.heads) for index in range(spec.num_layers)]
         self._final_norm = build.ones(spec.hidden_size)
         head = column_shards([("head", spec.vocab_size, False)], spec.hidden_size, ranks, "vocab_size")
         self._head = build.method()
@@ -198,13 +194,13 @@ class Decoder:
         self._head.process(device)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """token_ids and positions int64 [T] to hidden states [T, hidden], before the final norm. `attention` is planned for this step."""
+        """Integers token_ids and positions [T] to hidden states [T, hidden], before the final norm. `attention` is planned for it."""
         x = self._embedding(token_ids)
         if self.spec.embedding_scale != 1.0:
             x.mul_(self.spec.embedding_scale)
-        cos, sin = self._rotary.at(positions)
+        attention.begin(self._rotary, positions)
         for layer in self._layers:
-            x = layer(x, cos, sin, attention)
+            x = layer(x, attention)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:

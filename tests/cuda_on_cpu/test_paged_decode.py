@@ -86,7 +86,8 @@ def expected(cache: Cache, q: torch.Tensor, **options: object) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "dim,dtype", [(64, torch.bfloat16), (80, torch.bfloat16), (96, torch.float16), (128, torch.bfloat16), (256, torch.float16)]
+    "dim,dtype",
+    [(32, torch.bfloat16), (64, torch.bfloat16), (80, torch.bfloat16), (96, torch.float16), (128, torch.bfloat16), (256, torch.float16)],
 )
 def test_every_length(dim: int, dtype: torch.dtype) -> None:
     """1 .. 2 * tile + 1 tokens per warp's turn, and around the turn of all warps."""
@@ -147,7 +148,9 @@ def test_sinks() -> None:
     assert error(attend(cache, q, lengths, fixed_split=128, sinks=sinks), expected(cache, q, sinks=sinks)) < TOLERANCE[torch.bfloat16]
 
 
-@pytest.mark.parametrize("dim,dtype", [(64, torch.bfloat16), (80, torch.bfloat16), (128, torch.float16), (256, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "dim,dtype", [(32, torch.bfloat16), (64, torch.bfloat16), (80, torch.bfloat16), (128, torch.float16), (256, torch.bfloat16)]
+)
 def test_fp8_cache(dim: int, dtype: torch.dtype) -> None:
     lengths = [1, 17, 40, 150]
     cache, q = make_cache(lengths, 2, dim, torch.float8_e4m3fn), random(len(lengths), 8, dim, dtype=dtype)

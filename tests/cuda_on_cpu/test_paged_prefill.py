@@ -132,7 +132,8 @@ def test_every_past() -> None:
 
 
 @pytest.mark.parametrize(
-    "dim,dtype", [(64, torch.float16), (80, torch.bfloat16), (96, torch.float16), (128, torch.bfloat16), (256, torch.bfloat16)]
+    "dim,dtype",
+    [(32, torch.bfloat16), (64, torch.float16), (80, torch.bfloat16), (96, torch.float16), (128, torch.bfloat16), (256, torch.bfloat16)],
 )
 def test_every_head_size(dim: int, dtype: torch.dtype) -> None:
     check([(0, 1), (0, 37), (31, 2), (63, 33), (100, 65), (130, 1)], 4, dim, dtype, seed=2)
@@ -173,7 +174,7 @@ def test_sinks(window: int) -> None:
     assert worst(step, attend(step, sinks=sinks, window=window), sinks=sinks, window=window) < TOLERANCE[torch.bfloat16]
 
 
-@pytest.mark.parametrize("dim,dtype", [(64, torch.float16), (80, torch.bfloat16), (256, torch.bfloat16)])
+@pytest.mark.parametrize("dim,dtype", [(32, torch.bfloat16), (64, torch.float16), (80, torch.bfloat16), (256, torch.bfloat16)])
 def test_fp8_cache(dim: int, dtype: torch.dtype) -> None:
     step = make_step([(0, 37), (100, 9), (63, 1)], 4, dim, dtype, cache_dtype=torch.float8_e4m3fn)
     k_scale, v_scale = guarded(torch.tensor([0.5, 2.0])), guarded(torch.tensor([3.0, 0.25]))

@@ -54,7 +54,9 @@ def expected(qkv: torch.Tensor, dim: int, interleaved: bool, norms: HeadNorms | 
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("head_dim,dim", [(64, 64), (64, 16), (80, 80), (80, 20), (96, 96), (128, 128), (128, 0), (256, 64)])
+@pytest.mark.parametrize(
+    "head_dim,dim", [(32, 32), (32, 8), (64, 64), (64, 16), (80, 80), (80, 20), (96, 96), (128, 128), (128, 0), (256, 64)]
+)
 @pytest.mark.parametrize("normed", [False, True])
 def test_norm_rotate_write(head_dim: int, dim: int, interleaved: bool, normed: bool) -> None:
     qkv = random(TOKENS, HEADS + 2 * KV_HEADS, head_dim)
