@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from frontend.detokenizer import json_inside
-from frontend.output_split import Delta, Kind, Splitter, ToolCall
+from frontend.output_split import Delta, Kind, Splitter, ToolCall, joined
 from frontend.sse import SseStream, encode
 
 
 class ChatSseStream(SseStream):
     """As SseStream, with a splitter between text and frames, for as long as there is something to split. Needs work.splitting."""
 
-    __slots__ = ("_called", "_counted", "_fast", "_show_reasoning", "_splitter")
+    __slots__ = ("_called", "_counted", "_deltas", "_fast", "_show_reasoning", "_splitter")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -26,6 +26,7 @@ class ChatSseStream(SseStream):
         # Special tokens that are markers become text as well, which the prebuilt table leaves out.
         self._fast = self._json if not splitting.kept else None
         self._json = None
+        self._deltas: list[Delta] = []  # that wait for their chunk's time
 
     def push(self, token: int) -> bool:
         splitter = self._splitter
@@ -33,17 +34,17 @@ class ChatSseStream(SseStream):
             return super().push(token)
         self._usage.completion_tokens += 1
         text = self.text_of(token)
-        if self.row is not None:
-            self._entries.append((token, self.logprobs_of(token, self.row, self.work.params.logprobs)))
+        self._note(token)
         deltas = splitter.feed_token(text)
         self._count(splitter)
         self._tell(deltas)
-        if splitter.plain:
+        if splitter.plain and not self._waits:
             self._tell(splitter.release())
             self._splitter, self._json = None, self._fast
         return self.stopped or splitter.done
 
     def on_end(self) -> None:
+        self._interval = 1
         if self.error is None and self._splitter is not None:
             self._tell(self._splitter.feed(self.last_text()))
             self._tell(self._splitter.finish())
@@ -59,6 +60,11 @@ class ChatSseStream(SseStream):
             super()._send(text)
 
     def _tell(self, deltas: Iterable[Delta]) -> None:
+        if self._interval > 1 or self._deltas:
+            self._deltas += deltas
+            if self._waits:
+                return
+            deltas, self._deltas = joined(self._deltas), []
         for delta in deltas:
             match delta.kind:
                 case Kind.CONTENT:

@@ -44,7 +44,14 @@ async def prepare_chat(app: App, body: ChatRequest, request_id: str, arrival_ns:
         arrival_ns=arrival_ns,
         timeout=body.timeout,
         splitting=splitting,
+        truncation=body.truncation(),
     )
+
+
+def echoed(body: ChatRequest) -> str:
+    """With `echo`, the text that answers begin with: the last message's, if it is of the role that the answer has."""
+    goes_on = body.messages[-1].role == "assistant" or body.add_generation_prompt is False
+    return body.messages[-1].text() if body.echo and goes_on else ""
 
 
 def check_chat(app: App, body: ChatRequest) -> SamplingParams:
@@ -75,6 +82,8 @@ async def render_chat(app: App, body: ChatRequest, tools: Tools | None = None) -
         add_generation_prompt=body.add_generation_prompt if body.add_generation_prompt is not None else not body.continue_final_message,
         continue_final_message=bool(body.continue_final_message),
         tools=tools.listed,
+        documents=body.documents,
+        add_special_tokens=bool(body.add_special_tokens),
         **template_variables(body),
     )
 

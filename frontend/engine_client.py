@@ -295,7 +295,7 @@ class EngineClient:
                 if handle in ends and token == ends[handle].stop_token and index == ends[handle].num_output - 1:
                     stream.push_last(token)
                 elif stream.push(token):
-                    self._stop_string(stream)
+                    self._end_here(stream)
             except Exception as error:
                 # One request's text must not end everybody's.
                 log.exception("request %s: its output cannot be handled", stream.work.request_id)
@@ -341,9 +341,9 @@ class EngineClient:
 
     # ends
 
-    def _stop_string(self, stream: Stream) -> None:
+    def _end_here(self, stream: Stream) -> None:
         self._send_abort([stream.handle])
-        self._end(stream, "stop")
+        self._end(stream, stream.ending)
 
     def _fail(self, stream: Stream, why: str) -> None:
         self._send_abort([stream.handle])

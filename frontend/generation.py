@@ -15,7 +15,7 @@ from frontend import http_errors
 from frontend.chat_stream import ChatSseStream
 from frontend.connection import Connection
 from frontend.outputs import RequestOutput, TokenLogprobs
-from frontend.sse import DONE, STUCK_SECONDS, Shape, SseResponse, SseStream, Usage, encode, event
+from frontend.sse import DONE, NO_EXTRAS, STUCK_SECONDS, Extras, Shape, SseResponse, SseStream, Usage, encode, event
 from frontend.stream import Stream, Work
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Answer:
     echo: list[str] | None = None  # text that each prompt's completions begin with, in a stream
     include_usage: bool = False
     continuous_usage: bool = False
+    extras: Extras = NO_EXTRAS
 
     def prefix(self, created: int) -> bytes:
         """A chunk's JSON up to its choices."""
@@ -71,6 +72,11 @@ def prompt_logprobs_json(entries: list[TokenLogprobs | None] | None) -> list[dic
         }
         for entry in entries
     ]
+
+
+def token_name(token: int) -> str:
+    """How logprobs call a token with return_tokens_as_token_ids, in vLLM's way."""
+    return f"token_id:{token}"
 
 
 def floor(logprob: float) -> float:
@@ -177,6 +183,7 @@ def _streams(app: App, answer: Answer, response: SseResponse, usage: Usage, crea
                 usage,
                 include_usage=answer.include_usage,
                 continuous_usage=answer.continuous_usage,
+                extras=answer.extras,
             )
             streams.append(stream)
             if answer.echo is not None:
@@ -210,9 +217,16 @@ async def drained(connection: Connection, response: SseResponse) -> bool:
 ChoiceMaker = Callable[[int, RequestOutput, int], dict[str, Any]]
 
 
-async def json_generation(app: App, answer: Answer, choice: ChoiceMaker, kind: str) -> web.Response:
-    """Wait for all completions and answer at once. choice(index, output, place) makes the JSON of output.outputs[place]."""
-    outputs = await app.client.run(answer.prompts)
+def outputs_json(
+    answer: Answer,
+    outputs: Sequence[RequestOutput],
+    kind: str,
+    choice: ChoiceMaker,
+    usage: Usage | None = None,
+    more: dict[str, Any] | None = None,
+) -> web.Response:
+    """The whole answer at once. choice(index, output, place) makes the JSON of output.outputs[place]. usage: if the outputs do not say
+    all of it. more: further members."""
     choices: list[dict[str, Any]] = []
     for output in outputs:
         for place in range(len(output.outputs)):
@@ -224,7 +238,8 @@ async def json_generation(app: App, answer: Answer, choice: ChoiceMaker, kind: s
             "created": int(time.time()),
             "model": answer.model,
             "choices": choices,
-            "usage": usage_of(outputs).document(),
+            "usage": (usage or usage_of(outputs)).document(),
             "system_fingerprint": None,
+            **(more or {}),
         }
     )

@@ -124,7 +124,7 @@ class PartStream(Stream):
         self.head = self.tail = b""
         self.backlog: list[bytes] = []
         # Special tokens that are markers become text as well, which the prebuilt table leaves out.
-        simple = self._stop is None and not (splitting is not None and splitting.kept)
+        simple = not self.watched and not (splitting is not None and splitting.kept)
         self._fast: TokenJson | None = tokenizer.json_tables.get(work.params.skip_special_tokens) if simple else None
         self._json = self._fast if splitting is None else None
         sink.add(self)

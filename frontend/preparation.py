@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from dataclasses import dataclass
 
 import msgspec
 
@@ -17,6 +18,23 @@ from ipc.grammar import Grammar
 from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams
 
 MAX_TIMEOUT = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Keep only so many tokens of a prompt, its last or its first ones. limit -1: as many as leave room for the output."""
+
+    limit: int
+    keeps_end: bool = True
+
+    def of(self, ids: list[int], room: int) -> list[int]:
+        """room: most tokens a prompt may have here. Raises InvalidRequestError for a limit beyond it."""
+        if self.limit > room:
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens may be at most {room} here, got {self.limit}", "truncate_prompt_tokens", "context_length_exceeded"
+            )
+        count = room if self.limit < 0 else self.limit
+        return ids if len(ids) <= count else ids[-count:] if self.keeps_end else ids[:count]
 
 
 class Preparer:
@@ -38,6 +56,7 @@ class Preparer:
         arrival_ns: int = 0,
         timeout: float | None = None,
         splitting: Splitting | None = None,
+        truncation: Truncation | None = None,
     ) -> list[Work]:
         """Check and tokenize one prompt; one Work for each of its n completions.
 
@@ -53,6 +72,11 @@ class Preparer:
             text, ids = prompt, await self._tokenizer.encode_soon(prompt, add_special_tokens)
         else:
             ids = prompt
+        if truncation is not None:
+            # With -1 the wish for output is kept; a given number may leave less of it, as for a prompt that has so many tokens.
+            output = (params.max_tokens or 1) if truncation.limit < 0 else 1
+            whole, ids = ids, truncation.of(ids, max(1, model.max_model_len - output))
+            text = text if len(ids) == len(whole) else None
         self._check_prompt(ids)
         room = model.max_model_len - len(ids)
         grammar = self._grammar(params)

@@ -7,6 +7,7 @@ One that does not read at all is cut off when the bound is reached.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -23,6 +24,22 @@ STUCK_SECONDS = 60.0
 encode = msgspec.json.Encoder().encode
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What chunks carry beyond their text, and how often they come.
+
+    token_ids: of each chunk's tokens, and once the prompt's. prompt_text: once. interval: a chunk for so many tokens; the first token
+    comes at once.
+    """
+
+    token_ids: bool = False
+    prompt_text: bool = False
+    interval: int = 1
+
+
+NO_EXTRAS = Extras()
+
+
 class Shape(Protocol):
     """How one API writes a choice: the JSON around its text and its logprobs."""
 
@@ -31,6 +48,7 @@ class Shape(Protocol):
     text_close: bytes
     empty: bytes
     first: bytes | None  # content of a first frame, before any text
+    prompt_in_choice: bool  # where a chunk tells of the prompt: in the choice, or beside the choices
 
     def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], limit: int | None, offset: int) -> bytes:
         """JSON of tokens' logprobs; offset: characters of text before them."""
@@ -184,9 +202,13 @@ class SseStream(Stream):
 
     __slots__ = (
         "_entries",
+        "_held",
+        "_interval",
         "_json",
+        "_new_ids",
         "_offset",
         "_prefix",
+        "_prompt",
         "_response",
         "_shape",
         "_usage",
@@ -210,6 +232,7 @@ class SseStream(Stream):
         usage: Usage,
         include_usage: bool = False,
         continuous_usage: bool = False,
+        extras: Extras = NO_EXTRAS,
     ) -> None:
         """prefix: the chunk's JSON up to its choices. choice: the index that the client sees."""
         super().__init__(work, tokenizer)
@@ -224,7 +247,12 @@ class SseStream(Stream):
         self._with_logprobs = work.params.logprobs is not None
         self._entries: list[tuple[int, TokenLogprobs]] = []
         self._offset = 0
-        simple = not (self._stop is not None or self._with_logprobs or continuous_usage)
+        self._interval = extras.interval
+        self._held = ""
+        self._new_ids: list[int] | None = [] if extras.token_ids else None
+        self._prompt = about_prompt(extras, work, tokenizer)
+        special = self._with_logprobs or continuous_usage or extras != NO_EXTRAS
+        simple = not (self.watched or special)
         self._json: TokenJson | None = tokenizer.json_tables.get(work.params.skip_special_tokens) if simple else None
         response.add(self)
         if shape.first is not None:
@@ -250,20 +278,19 @@ class SseStream(Stream):
                 self._response.text(self, json_inside(text))
             return False
         text = self.text_of(token)
-        if self.row is not None:
-            self._entries.append((token, self.logprobs_of(token, self.row, self.work.params.logprobs)))
+        self._note(token)
         self._send(text)
         return self.stopped
 
     def push_last(self, token: int) -> None:
         self._usage.completion_tokens += 1
-        if self.row is not None:
-            self._entries.append((token, self.logprobs_of(token, self.row, self.work.params.logprobs)))
+        self._note(token)
         if self.work.params.include_stop_str_in_output:
             self._send(self._detokenizer.feed(token))
 
     def on_end(self) -> None:
         if self.error is None:
+            self._interval = 1
             self._send(self.last_text())
             if self.finished is not None and self.work.index == 0:
                 self._usage.cached_tokens = (self._usage.cached_tokens or 0) + self.finished.num_cached
@@ -272,11 +299,28 @@ class SseStream(Stream):
             self._response.frame(self, self._chunk(self._shape.empty, b"null", reason + stop))
         self._response.ended(self.error)
 
+    def _note(self, token: int) -> None:
+        """Keep what the next chunk is to say of the token besides its text."""
+        if self.row is not None:
+            self._entries.append((token, self.logprobs_of(token, self.row, self.work.params.logprobs)))
+        if self._new_ids is not None:
+            self._new_ids.append(token)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether it is not yet time for the next chunk."""
+        return self._interval > 1 and len(self.ids) % self._interval != 1
+
     def _send(self, text: str) -> None:
         """A frame for new text, with logprobs if there are any; a token that is no text yet still shows its logprobs."""
+        if self._waits:
+            self._held += text
+            return
+        if self._held:
+            text, self._held = self._held + text, ""
         if not text and not self._entries:
             return
-        if not self._with_logprobs and not self._usage_each:
+        if not self._with_logprobs and not self._usage_each and self._new_ids is None and not self._prompt:
             self._response.text(self, json_inside(text))
             return
         logprobs = b"null"
@@ -290,7 +334,31 @@ class SseStream(Stream):
     def _chunk(self, body: bytes, logprobs: bytes, finish: bytes) -> bytes:
         """body: the choice's members up to the value of its logprobs."""
         usage = b',"usage":' + self._usage.json() if self._usage_each else self._usage_null
+        if self._new_ids is not None:
+            finish += b',"token_ids":' + encode(self._new_ids)
+            self._new_ids = []
+        if self._prompt:
+            if self._shape.prompt_in_choice:
+                finish += self._prompt
+            else:
+                usage = self._prompt + usage
+            self._prompt = b""
         return self._prefix + body + logprobs + b',"finish_reason":' + finish + b"}]" + usage + b"}\n\n"
+
+
+def about_prompt(extras: Extras, work: Work, tokenizer: Tokenizer) -> bytes:
+    """Members of an object that tell of the prompt, each after a comma; empty if nothing is asked for."""
+    found = b""
+    if extras.token_ids:
+        found += b',"prompt_token_ids":' + encode(work.prompt_ids)
+    if extras.prompt_text:
+        found += b',"prompt_text":' + encode(prompt_text(work, tokenizer))
+    return found
+
+
+def prompt_text(work: Work, tokenizer: Tokenizer) -> str:
+    """The prompt as text, special tokens by their names."""
+    return work.prompt if work.prompt is not None else tokenizer.decode(work.prompt_ids, skip_special_tokens=False)
 
 
 def event(document: bytes) -> bytes:

@@ -14,6 +14,7 @@ import msgspec
 
 from frontend.output_split import Delta, Kind, Message, Splitter, Splitting
 from frontend.outputs import Logprob, RequestMetrics, TokenLogprobs
+from frontend.repetition import RepetitionWatch
 from frontend.stop_strings import StopMatcher
 from frontend.tokenizer import Tokenizer
 from ipc.grammar import Grammar
@@ -60,6 +61,7 @@ class Stream:
         "_detokenizer",
         "_stop",
         "_tokenizer",
+        "_watch",
         "error",
         "finished",
         "first_ns",
@@ -92,11 +94,12 @@ class Stream:
         kept = work.splitting.kept if work.splitting is not None else _NONE
         self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, kept)
         self._stop = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
+        self._watch = RepetitionWatch(params.repetition_detection) if params.repetition_detection is not None else None
 
     # called by the engine client
 
     def push(self, token: int) -> bool:
-        """The next token, already in `ids`. True when a stop string has ended the text."""
+        """The next token, already in `ids`. True when the output is to end here: a stop string is complete, or it repeats itself."""
         raise NotImplementedError
 
     def push_last(self, token: int) -> None:
@@ -135,8 +138,19 @@ class Stream:
         return text if self._stop.matched is not None else text + self._stop.finish()
 
     @property
+    def watched(self) -> bool:
+        """Whether something here may end the output, so that every token must be looked at."""
+        return self._stop is not None or self._watch is not None
+
+    @property
     def stopped(self) -> bool:
-        return self._stop is not None and self._stop.matched is not None
+        """Whether it has."""
+        return (self._stop is not None and self._stop.matched is not None) or (self._watch is not None and self._watch.ends(self.ids))
+
+    @property
+    def ending(self) -> str:
+        """The finish reason of an output that ends here."""
+        return "repetition" if self._watch is not None and self._watch.found and not (self._stop and self._stop.matched) else "stop"
 
     @property
     def cached_tokens(self) -> int | None:
@@ -221,10 +235,9 @@ class CollectStream(Stream):
                 self._deltas += self._splitter.release()
                 self._plain_from, self._plain_part = len(self.ids), len(self._parts)
             return self.stopped or self._splitter.done
-        if self._stop is None:
-            return False
-        self._parts.append(self.text_of(token))
-        return self._stop.matched is not None
+        if self._stop is not None:
+            self._parts.append(self.text_of(token))
+        return self.stopped
 
     def push_last(self, token: int) -> None:
         if self.row is not None:
@@ -241,7 +254,7 @@ class CollectStream(Stream):
                 self._finish_split(self._splitter)
             elif self._stop is not None:
                 self.text = "".join(self._parts) + self.last_text()
-            else:
+            elif self.work.params.detokenize:
                 self.text = self._tokenizer.decode(self._shown_ids(), self.work.params.skip_special_tokens)
         self._gather.ended(self.error)
 
@@ -269,28 +282,32 @@ class CollectStream(Stream):
 
 
 class DeltaStream(Stream):
-    """Gathers what is new since the reader last looked, and rings a bell that its reader waits for."""
+    """Gathers what is new since the reader last looked, and rings a bell that its reader waits for: at the first token, and then
+    every `stream_interval` tokens."""
 
-    __slots__ = ("_bell", "_new_ids", "_new_logprobs", "_parts")
+    __slots__ = ("_bell", "_interval", "_new_ids", "_new_logprobs", "_parts", "_speaks")
 
     def __init__(self, work: Work, tokenizer: Tokenizer, bell: Callable[[], Any]) -> None:
         super().__init__(work, tokenizer)
         self._bell = bell
+        self._interval = work.params.stream_interval
+        self._speaks = work.params.detokenize
         self._parts: list[str] = []
         self._new_ids: list[int] = []
         self._new_logprobs: list[TokenLogprobs] = []
 
     def push(self, token: int) -> bool:
         self._keep(token)
-        text = self.text_of(token)
+        text = self.text_of(token) if self._speaks else ""
         if text:
             self._parts.append(text)
-        self._bell()
+        if self._interval == 1 or len(self.ids) % self._interval == 1:
+            self._bell()
         return self.stopped
 
     def push_last(self, token: int) -> None:
         self._keep(token)
-        if self.work.params.include_stop_str_in_output:
+        if self.work.params.include_stop_str_in_output and self._speaks:
             self._parts.append(self._detokenizer.feed(token))
 
     def on_end(self) -> None:

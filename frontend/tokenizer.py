@@ -82,6 +82,12 @@ class Tokenizer:
         except (UnicodeEncodeError, TypeError):
             raise InvalidRequestError("the text has characters that are not Unicode (lone surrogates)") from None
 
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts before and after a text."""
+        inner, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        start = next((at for at in range(len(whole)) if whole[at : at + len(inner)] == inner), len(whole))
+        return whole[:start], whole[start + len(inner) :]
+
     async def encode_soon(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """As `encode`; a long text is encoded in a thread."""
         if len(text) <= INLINE_CHARS:
@@ -161,8 +167,9 @@ class Tokenizer:
             text = text[: text.rindex(marker)]
         return text
 
-    def encode_messages(self, messages: Sequence[Message], **kwargs: Any) -> tuple[str, list[int]]:
-        """Prompt and ids of a chat. Names of special tokens in messages and tools are encoded as text, so that no user can forge a turn.
+    def encode_messages(self, messages: Sequence[Message], add_special_tokens: bool = False, **kwargs: Any) -> tuple[str, list[int]]:
+        """Prompt and ids of a chat. Names of special tokens in messages, tools and documents are encoded as text, so that no user can
+        forge a turn. add_special_tokens: put those around it that the tokenizer puts around a text; templates mostly write them themselves.
 
         Messages of the assistant are left as they are: they come from the model, and templates look for its tokens in them.
         """
@@ -173,16 +180,20 @@ class Tokenizer:
             quoted.append(match.group())
             return f"\ue000{nonce}:{len(quoted) - 1}\ue001"
 
-        if kwargs.get("tools") and self._specials is not None:
-            kwargs["tools"] = _quoted(kwargs["tools"], self._specials, quote)
+        for name in ("tools", "documents"):
+            if kwargs.get(name) and self._specials is not None:
+                kwargs[name] = _quoted(kwargs[name], self._specials, quote)
+        if not kwargs.get("documents"):
+            kwargs.pop("documents", None)  # templates ask whether it is defined
         prompt = self.apply_chat_template([self._quote_message(message, quote) for message in messages], **kwargs)
         if not quoted:
-            return prompt, self.encode(prompt, add_special_tokens=False)
-        ids: list[int] = []
+            return prompt, self.encode(prompt, add_special_tokens)
+        before, after = self.frame() if add_special_tokens else ([], [])
+        ids: list[int] = [*before]
         parts = re.split(f"\ue000{nonce}:(\\d+)\ue001", prompt)
         for place, part in enumerate(parts):
             ids += self._encode_plain(quoted[int(part)]) if place % 2 else self.encode(part, add_special_tokens=False) if part else []
-        return "".join(quoted[int(part)] if place % 2 else part for place, part in enumerate(parts)), ids
+        return "".join(quoted[int(part)] if place % 2 else part for place, part in enumerate(parts)), ids + after
 
     async def encode_chat(self, messages: Sequence[Message], **kwargs: Any) -> tuple[str, list[int]]:
         """As `encode_messages`, in a thread and within a bound of time."""

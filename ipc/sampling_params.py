@@ -5,6 +5,7 @@ The same struct serves the Python API, the HTTP handlers and the wire to the sch
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any
 
@@ -20,8 +21,35 @@ MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_TOKENS = 1024
+MAX_PATTERN = 256
+MAX_PATTERN_COUNT = 1024
 INT64 = 2**63
 GREEDY_BELOW = 1e-5
+
+
+class RequestOutputKind(enum.IntEnum):
+    """What each output of a stream holds: all so far, what is new, or (once, at the end) everything."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+class RepetitionDetectionParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True, omit_defaults=True):
+    """Ends an output whose last tokens are one pattern of min_pattern_size to max_pattern_size tokens, min_count times in a row."""
+
+    max_pattern_size: int
+    min_pattern_size: int = 1
+    min_count: int = 2
+
+    def validate(self) -> None:
+        """Raise InvalidRequestError for sizes that make no pattern."""
+        name = "repetition_detection"
+        _integer(name, self.max_pattern_size, 1, MAX_PATTERN)
+        _integer(name, self.min_pattern_size, 1, MAX_PATTERN)
+        _integer(name, self.min_count, 2, MAX_PATTERN_COUNT)
+        if self.min_pattern_size > self.max_pattern_size:
+            raise InvalidRequestError("repetition_detection: min_pattern_size must not exceed max_pattern_size", name)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True, omit_defaults=True):
@@ -32,7 +60,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     stop: strings that end the text; stop_token_ids: tokens that end it. logprobs: None, or how many alternatives to report per
     output token (0: the chosen one alone). prompt_logprobs: the same for the prompt's tokens. logit_bias: token id to a number
     added to its logit. bad_words: texts that may not come out. allowed_token_ids: the only tokens that may. structured_outputs: a JSON
-    schema, regex, choice or grammar that the output follows.
+    schema, regex, choice or grammar that the output follows. repetition_detection: ends an output that only repeats itself, with finish
+    reason 'repetition'. detokenize: False gives no text, only tokens. stream_interval: a stream gives something out after so many tokens
+    (the first at once). output_kind: what AsyncLLM's outputs hold. skip_reading_prefix_cache: compute the prompt even if it is cached.
+    spaces_between_special_tokens: for programs that come from vLLM; no tokenizer here puts spaces there.
     """
 
     n: int = 1
@@ -57,6 +88,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     bad_words: list[str] = []
     allowed_token_ids: list[int] | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    repetition_detection: RepetitionDetectionParams | None = None
+    detokenize: bool = True
+    stream_interval: int = 1
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    skip_reading_prefix_cache: bool = False
+    spaces_between_special_tokens: bool = True
 
     @property
     def greedy(self) -> bool:
@@ -110,6 +147,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
             if not isinstance(self.structured_outputs, StructuredOutputsParams):
                 raise InvalidRequestError("structured_outputs must be a StructuredOutputsParams", "structured_outputs")
             self.structured_outputs.validate()
+        _integer("stream_interval", self.stream_interval, 1, INT64 - 1)
+        if self.repetition_detection is not None:
+            if not isinstance(self.repetition_detection, RepetitionDetectionParams):
+                raise InvalidRequestError("repetition_detection must be a RepetitionDetectionParams", "repetition_detection")
+            self.repetition_detection.validate()
+        if self.stop and not self.detokenize:
+            raise InvalidRequestError("stop strings need detokenize", "stop")
         return self
 
 

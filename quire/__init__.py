@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         RequestFailedError,
     )
     from ipc.grammar import StructuredOutputsParams
-    from ipc.sampling_params import SamplingParams
+    from ipc.sampling_params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
     from quire.async_llm import AsyncLLM
     from quire.llm import LLM
 
@@ -29,8 +29,10 @@ __all__ = [
     "InvalidRequestError",
     "QueueFullError",
     "QuireError",
+    "RepetitionDetectionParams",
     "RequestFailedError",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "StructuredOutputsParams",
     "__version__",
@@ -39,7 +41,7 @@ __all__ = [
 _HOMES = {
     "LLM": "quire.llm",
     "AsyncLLM": "quire.async_llm",
-    "SamplingParams": "ipc.sampling_params",
+    **dict.fromkeys(("RepetitionDetectionParams", "RequestOutputKind", "SamplingParams"), "ipc.sampling_params"),
     "StructuredOutputsParams": "ipc.grammar",
     "RequestOutput": "frontend.outputs",
     "CompletionOutput": "frontend.outputs",

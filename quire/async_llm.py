@@ -14,7 +14,7 @@ from frontend.tokenizer import Tokenizer
 from ipc.arena import EngineStats
 from ipc.config import Config, ModelInfo
 from ipc.errors import EngineDeadError
-from ipc.sampling_params import SamplingParams
+from ipc.sampling_params import RequestOutputKind, SamplingParams
 from quire.engine import EmbeddedEngine
 from quire.prompts import Message, default_params, one
 
@@ -60,6 +60,7 @@ class AsyncLLM:
         delta: bool = False,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete one prompt; each output holds all text and tokens so far, or with `delta` what is new. The last one is `finished`.
+        sampling_params.output_kind says the same, and FINAL_ONLY gives out the last alone.
 
         Leaving the iterator early aborts the request. Raises InvalidRequestError, QueueFullError, RequestFailedError, EngineDeadError.
         """
@@ -71,12 +72,16 @@ class AsyncLLM:
         work = self._engine.submit(_pump(self._engine.client, one(prompt), params, name, priority, cache_salt, here, arrivals))
         work.add_done_callback(lambda _: _tell(here, arrivals, None))
         finished = False
+        delta = delta or params.output_kind is RequestOutputKind.DELTA
+        only_last = params.output_kind is RequestOutputKind.FINAL_ONLY and not delta
         try:
             while (arrived := await arrivals.get()) is not None:
                 if isinstance(arrived, BaseException):
                     raise arrived
                 finished = arrived.finished
-                yield arrived if delta else whole.add(arrived)
+                output = arrived if delta else whole.add(arrived)
+                if finished or not only_last:
+                    yield output
             if not finished:
                 raise EngineDeadError(self._engine.dead or f"request {name} was ended by the engine")
         finally:

@@ -125,8 +125,9 @@ class Request:
 
     @property
     def skips_cache(self) -> bool:
-        """Log-probabilities of the prompt need the prompt computed."""
-        return self.params.prompt_logprobs is not None and self.prompt_reported < self.num_prompt
+        """The caller wants the prompt computed, or its log-probabilities, which need that."""
+        params = self.params
+        return params.skip_reading_prefix_cache or (params.prompt_logprobs is not None and self.prompt_reported < self.num_prompt)
 
     @property
     def wants_history(self) -> bool:

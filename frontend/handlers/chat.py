@@ -10,11 +10,12 @@ from aiohttp import web
 
 from frontend.body import decoder, read_json
 from frontend.chat_stream import call_json
-from frontend.conversation import prepare_chat
-from frontend.generation import Answer, floor, json_generation, prompt_logprobs_json, stream_answer
+from frontend.conversation import echoed, prepare_chat
+from frontend.generation import Answer, floor, outputs_json, prompt_logprobs_json, stream_answer, token_name
 from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.chat import ChatRequest
-from frontend.sse import encode
+from frontend.sse import encode, prompt_text
+from frontend.stream import Work
 from frontend.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,19 +25,24 @@ _DECODER = decoder(ChatRequest)
 
 
 class ChatShape:
-    """A choice of a chat.completion.chunk."""
+    """A choice of a chat.completion.chunk. as_ids: logprobs name tokens by their ids."""
 
     object = "chat.completion.chunk"
     text_open = b'"delta":{"content":"'
     text_close = b'"},"logprobs":'
     empty = b'"delta":{},"logprobs":'
     first: bytes | None = b'"delta":{"role":"assistant","content":""},"logprobs":'
+    prompt_in_choice = False
+
+    def __init__(self, as_ids: bool = False) -> None:
+        self._as_ids = as_ids
 
     def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], limit: int | None, offset: int) -> bytes:
-        return encode({"content": [_token_logprobs(tokenizer, token, entry, limit) for token, entry in entries]})
+        content = [_token_logprobs(tokenizer, token, entry, limit, self._as_ids) for token, entry in entries]
+        return encode({"content": content})
 
 
-SHAPE = ChatShape()
+SHAPE, SHAPE_OF_IDS = ChatShape(), ChatShape(as_ids=True)
 
 
 async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
@@ -45,33 +51,52 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     body = await read_json(request, _DECODER, app.server_config.max_body_bytes)
     identity = body.request_id or f"chatcmpl-{secrets.token_hex(14)}"
     works = await prepare_chat(app, body, identity, arrival_ns)
-    answer = Answer(identity, app.spec.model.name, [works], SHAPE, None, body.include_usage, body.continuous_usage)
+    echo = echoed(body)
+    shape = SHAPE_OF_IDS if body.return_tokens_as_token_ids else SHAPE
+    answer = Answer(
+        identity, app.spec.model.name, [works], shape, [echo] if echo else None, body.include_usage, body.continuous_usage, body.extras
+    )
     if body.stream:
         return await stream_answer(app, request, answer)
 
     def choice(index: int, output: RequestOutput, place: int) -> dict[str, Any]:
-        return _choice(app, body, works[0].params.logprobs or 0, index, output, place)
+        return _choice(app, body, works[0].params.logprobs or 0, echo, index, output, place)
 
-    return await json_generation(app, answer, choice, "chat.completion")
+    outputs = await app.client.run(answer.prompts)
+    return outputs_json(answer, outputs, "chat.completion", choice, more=_about_prompt(app, body, works[0], outputs[0]))
 
 
-def _choice(app: App, body: ChatRequest, top: int, index: int, output: RequestOutput, place: int) -> dict[str, Any]:
+def _about_prompt(app: App, body: ChatRequest, work: Work, output: RequestOutput) -> dict[str, Any]:
+    """What a client asked to be told of its prompt, beside the choices as in vLLM."""
+    found: dict[str, Any] = {}
+    if body.prompt_logprobs is not None:
+        found["prompt_logprobs"] = prompt_logprobs_json(output.prompt_logprobs)
+    if body.return_token_ids:
+        found["prompt_token_ids"] = output.prompt_token_ids
+    if body.return_prompt_text:
+        found["prompt_text"] = prompt_text(work, app.client.tokenizer)
+    return found
+
+
+def _choice(app: App, body: ChatRequest, top: int, echo: str, index: int, output: RequestOutput, place: int) -> dict[str, Any]:
     each = output.outputs[place]
     logprobs = None
     if each.logprobs is not None:
+        tokenizer, as_ids = app.client.tokenizer, bool(body.return_tokens_as_token_ids)
         tokens = zip(each.token_ids, each.logprobs)
-        logprobs = {"content": [_token_logprobs(app.client.tokenizer, token, entry, top) for token, entry in tokens], "refusal": None}
+        logprobs = {"content": [_token_logprobs(tokenizer, token, entry, top, as_ids) for token, entry in tokens], "refusal": None}
+    message = _message(each, body.include_reasoning is not False)
+    if echo:
+        message["content"] = echo + (message["content"] or "")
     choice = {
         "index": index,
-        "message": _message(each, body.include_reasoning is not False),
+        "message": message,
         "logprobs": logprobs,
         "finish_reason": "tool_calls" if each.finish_reason == "stop" and each.message and each.message.calls else each.finish_reason,
         "stop_reason": each.stop_reason,
     }
-    if body.prompt_logprobs is not None:
-        choice["prompt_logprobs"] = prompt_logprobs_json(output.prompt_logprobs)
     if body.return_token_ids:
-        choice |= {"token_ids": each.token_ids, "prompt_token_ids": output.prompt_token_ids}
+        choice["token_ids"] = each.token_ids
     return choice
 
 
@@ -90,12 +115,16 @@ def _message(output: CompletionOutput, show_reasoning: bool) -> dict[str, Any]:
     return message
 
 
-def _token_logprobs(tokenizer: Tokenizer, token: int, entry: TokenLogprobs, limit: int | None) -> dict[str, Any]:
+def _token_logprobs(tokenizer: Tokenizer, token: int, entry: TokenLogprobs, limit: int | None, as_ids: bool) -> dict[str, Any]:
     """OpenAI's object for one token: itself, and the `limit` most likely in order."""
 
     def one(each_token: int) -> dict[str, Any]:
         raw = tokenizer.token_bytes(each_token)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": floor(entry[each_token].logprob), "bytes": list(raw)}
+        return {
+            "token": token_name(each_token) if as_ids else raw.decode("utf-8", "replace"),
+            "logprob": floor(entry[each_token].logprob),
+            "bytes": list(raw),
+        }
 
     best = sorted((each for each in entry if (entry[each].rank or 0) <= (limit or 0)), key=lambda each: entry[each].rank or 0)
     return {**one(token), "top_logprobs": [one(each) for each in best]}

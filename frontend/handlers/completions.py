@@ -11,12 +11,12 @@ import msgspec
 from aiohttp import web
 
 from frontend.body import decoder, read_json
-from frontend.generation import Answer, floor, json_answer, json_generation, prompt_logprobs_json, stream_answer
+from frontend.generation import Answer, floor, outputs_json, prompt_logprobs_json, stream_answer, token_name
 from frontend.http_errors import not_supported
-from frontend.outputs import RequestOutput, TokenLogprobs
+from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.completions import CompletionRequest
 from frontend.schemas.numbers import integer
-from frontend.sse import encode
+from frontend.sse import Usage, encode, prompt_text
 from frontend.stream import Work
 from frontend.tokenizer import Tokenizer
 from ipc.errors import InvalidRequestError
@@ -29,19 +29,24 @@ _DECODER = decoder(CompletionRequest)
 
 
 class CompletionShape:
-    """A choice of a text_completion chunk."""
+    """A choice of a text_completion chunk. as_ids: logprobs name tokens by their ids."""
 
     object = "text_completion"
     text_open = b'"text":"'
     text_close = b'","logprobs":'
     empty = b'"text":"","logprobs":'
     first: bytes | None = None
+    prompt_in_choice = True
+
+    def __init__(self, as_ids: bool = False) -> None:
+        self._as_ids = as_ids
 
     def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], limit: int | None, offset: int) -> bytes:
-        return encode(legacy_logprobs([token for token, _ in entries], [entry for _, entry in entries], tokenizer, offset))
+        ids = [token for token, _ in entries]
+        return encode(legacy_logprobs(ids, [entry for _, entry in entries], tokenizer, offset, self._as_ids))
 
 
-SHAPE = CompletionShape()
+SHAPE, SHAPE_OF_IDS = CompletionShape(), CompletionShape(as_ids=True)
 
 
 async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
@@ -58,6 +63,8 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     nothing = max_tokens == 0
     if nothing and not echo:
         raise InvalidRequestError("max_tokens must be at least 1, unless echo is set", "max_tokens")
+    if nothing and body.stream:
+        raise InvalidRequestError("an answer of max_tokens 0 cannot be streamed", "max_tokens")
     wanted = DEFAULT_MAX_TOKENS if max_tokens is None else 1 if nothing else max_tokens
     params = body.sampling_params(app.spec.model, logprobs, wanted)
     if echo and logprobs is not None and params.prompt_logprobs is None:
@@ -80,83 +87,99 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
                 arrival_ns=arrival_ns,
                 add_special_tokens=body.add_special_tokens is not False,
                 timeout=body.timeout,
+                truncation=body.truncation(),
             )
         )
-    texts = [_prompt_text(app, prompt[0]) for prompt in works] if echo else None
-    answer = Answer(identity, app.spec.model.name, works, SHAPE, texts, body.include_usage, body.continuous_usage)
+    tokenizer = app.client.tokenizer
+    texts = [prompt_text(prompt[0], tokenizer) for prompt in works] if echo or body.return_prompt_text else []
+    shape = SHAPE_OF_IDS if body.return_tokens_as_token_ids else SHAPE
+    answer = Answer(
+        identity, app.spec.model.name, works, shape, texts if echo else None, body.include_usage, body.continuous_usage, body.extras
+    )
     if nothing:
-        return await _prompt_only(app, answer, texts or [], logprobs)
+        return await _prompt_only(app, body, answer, texts)
     if body.stream:
         return await stream_answer(app, request, answer)
 
     def choice(index: int, output: RequestOutput, place: int) -> dict[str, Any]:
-        return _choice(app, body, texts, params.n, index, output, place)
+        return _choice(tokenizer, body, texts[index // params.n] if texts else "", index, output, place)
 
-    return await json_generation(app, answer, choice, "text_completion")
+    return outputs_json(answer, await app.client.run(answer.prompts), "text_completion", choice)
 
 
 def _optional(entries: list[TokenLogprobs]) -> list[TokenLogprobs | None]:
     return [*entries]
 
 
-def _prompt_text(app: App, work: Work) -> str:
-    return work.prompt if work.prompt is not None else app.client.tokenizer.decode(work.prompt_ids, skip_special_tokens=False)
-
-
-def _choice(
-    app: App, body: CompletionRequest, texts: list[str] | None, n: int, index: int, output: RequestOutput, place: int
-) -> dict[str, Any]:
+def _choice(tokenizer: Tokenizer, body: CompletionRequest, text: str, index: int, output: RequestOutput, place: int) -> dict[str, Any]:
+    """text: the prompt's, where that is to be shown."""
     each = output.outputs[place]
-    echo = texts[index // n] if texts is not None else ""
     logprobs = None
     if each.logprobs is not None:
         ids, entries = each.token_ids, _optional(each.logprobs)
-        if texts is not None and output.prompt_logprobs is not None:
+        if body.echo and output.prompt_logprobs is not None:
             ids, entries = output.prompt_token_ids + ids, output.prompt_logprobs + entries
-        logprobs = legacy_logprobs(ids, entries, app.client.tokenizer, 0)
+        logprobs = legacy_logprobs(ids, entries, tokenizer, 0, bool(body.return_tokens_as_token_ids))
     choice = {
         "index": index,
-        "text": echo + each.text,
+        "text": text + each.text if body.echo else each.text,
         "logprobs": logprobs,
         "finish_reason": each.finish_reason,
         "stop_reason": each.stop_reason,
     }
+    return choice | _about_prompt(body, text, output) | ({"token_ids": each.token_ids} if body.return_token_ids else {})
+
+
+def _about_prompt(body: CompletionRequest, text: str, output: RequestOutput) -> dict[str, Any]:
+    """What a client asked to be told of its prompt, in each choice as in vLLM."""
+    found: dict[str, Any] = {}
     if body.prompt_logprobs is not None:
-        choice["prompt_logprobs"] = prompt_logprobs_json(output.prompt_logprobs)
+        found["prompt_logprobs"] = prompt_logprobs_json(output.prompt_logprobs)
     if body.return_token_ids:
-        choice |= {"token_ids": each.token_ids, "prompt_token_ids": output.prompt_token_ids}
-    return choice
+        found["prompt_token_ids"] = output.prompt_token_ids
+    if body.return_prompt_text:
+        found["prompt_text"] = text
+    return found
 
 
-def legacy_logprobs(ids: list[int], entries: Sequence[TokenLogprobs | None], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
+def legacy_logprobs(
+    ids: list[int], entries: Sequence[TokenLogprobs | None], tokenizer: Tokenizer, offset: int, as_ids: bool = False
+) -> dict[str, Any]:
     """OpenAI's columns. The chosen token is in top_logprobs with the very same number, which clients compare by equality."""
-    tokens = [tokenizer.token_text(token) for token in ids]
+    texts = [tokenizer.token_text(token) for token in ids]
+    tokens = [token_name(token) for token in ids] if as_ids else texts
     offsets, values, tops = [], [], []
-    for token, text, entry in zip(ids, tokens, entries):
+    for token, text, entry in zip(ids, texts, entries):
         offsets.append(offset)
         offset += len(text)
         values.append(None if entry is None else floor(entry[token].logprob))
-        tops.append(None if entry is None else {each.decoded_token or "": floor(each.logprob) for each in reversed(entry.values())})
+        tops.append(None if entry is None else _named(entry, as_ids))
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
-async def _prompt_only(app: App, answer: Answer, texts: list[str], logprobs: int | None) -> web.Response:
-    """echo with max_tokens 0: the prompt and, if asked for, its logprobs. The token the engine makes for it is not shown nor counted."""
-    outputs = await app.client.run(answer.prompts) if logprobs is not None else None
-    choices: list[dict[str, Any]] = []
-    for place, prompt in enumerate(answer.prompts):
-        entries = outputs[place].prompt_logprobs if outputs is not None else None
-        shown = legacy_logprobs(prompt[0].prompt_ids, entries, app.client.tokenizer, 0) if entries is not None else None
-        for _ in prompt:
-            choices.append({"index": len(choices), "text": texts[place], "logprobs": shown, "finish_reason": "length", "stop_reason": None})
-    total = sum(len(prompt[0].prompt_ids) for prompt in answer.prompts)
-    return json_answer(
-        {
-            "id": answer.id,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": answer.model,
-            "choices": choices,
-            "usage": {"prompt_tokens": total, "completion_tokens": 0, "total_tokens": total},
-        }
-    )
+def _named(entry: TokenLogprobs, as_ids: bool) -> dict[str, float]:
+    """By the tokens' names. The chosen token comes last, so that it wins over another of the same text."""
+    return {token_name(token) if as_ids else each.decoded_token or "": floor(each.logprob) for token, each in reversed(entry.items())}
+
+
+async def _prompt_only(app: App, body: CompletionRequest, answer: Answer, texts: list[str]) -> web.Response:
+    """echo with max_tokens 0: the prompt and what is asked for of it. A token that the engine makes for it is neither shown nor counted."""
+    wanted = body.logprobs is not None or body.prompt_logprobs is not None
+    outputs = await app.client.run(answer.prompts) if wanted else [_nothing(prompt) for prompt in answer.prompts]
+    tokenizer, as_ids = app.client.tokenizer, bool(body.return_tokens_as_token_ids)
+    usage = Usage(sum(len(prompt[0].prompt_ids) for prompt in answer.prompts))
+
+    def choice(index: int, output: RequestOutput, place: int) -> dict[str, Any]:
+        ids, entries = output.prompt_token_ids, output.prompt_logprobs
+        shown = legacy_logprobs(ids, entries, tokenizer, 0, as_ids) if body.logprobs is not None and entries is not None else None
+        text = texts[index // len(output.outputs)]
+        made = {"index": index, "text": text, "logprobs": shown, "finish_reason": "length", "stop_reason": None}
+        return made | _about_prompt(body, text, output) | ({"token_ids": []} if body.return_token_ids else {})
+
+    return outputs_json(answer, outputs, "text_completion", choice, usage)
+
+
+def _nothing(prompt: list[Work]) -> RequestOutput:
+    """What a prompt gives that is not computed."""
+    outputs = [CompletionOutput(work.index, "", [], finish_reason="length") for work in prompt]
+    return RequestOutput(prompt[0].request_id, prompt[0].prompt, prompt[0].prompt_ids, None, outputs, finished=True)

@@ -66,6 +66,18 @@ class Message:
         return cls(whole.get((Kind.CONTENT, -1)), whole.get((Kind.REASONING, -1)), calls)
 
 
+def joined(deltas: Iterable[Delta]) -> list[Delta]:
+    """The same with neighbours of one part made one; a call that begins stays by itself."""
+    found: list[Delta] = []
+    for delta in deltas:
+        last = found[-1] if found else None
+        if last is not None and delta.kind is not Kind.CALL and (last.kind, last.call) == (delta.kind, delta.call):
+            found[-1] = Delta(last.kind, last.text + delta.text, last.call)
+        else:
+            found.append(delta)
+    return found
+
+
 def new_call_id(length: int = 24, prefix: str = "call_") -> str:
     """A fresh id of a tool call, as clients send it back with the result."""
     return prefix + "".join(secrets.choice(ID_LETTERS) for _ in range(length))

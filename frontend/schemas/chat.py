@@ -91,7 +91,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     continue_final_message: bool | None = None
     chat_template: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: Any = None
+    documents: list[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
     audio: Any = None
@@ -111,11 +111,9 @@ class ChatRequest(GenerationRequest, kw_only=True):
             message.check(place)
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
             raise InvalidRequestError(f"reasoning_effort must be one of {', '.join(EFFORTS)}", "reasoning_effort")
-        for name in ("functions", "function_call", "chat_template", "documents", "audio", "prediction", "web_search_options"):
+        for name in ("functions", "function_call", "chat_template", "audio", "prediction", "web_search_options"):
             if getattr(self, name) not in (None, [], "none"):
                 raise not_supported(f"{name} is not supported by this version of quire", name)
-        if self.echo:
-            raise not_supported("echo is not supported in chat", "echo")
         if self.modalities not in (None, [], ["text"]):
             raise not_supported("modalities other than text are not supported", "modalities")
         if self.top_logprobs is not None and self.top_logprobs and not self.logprobs:

@@ -1,9 +1,9 @@
 """Fields that completions and chat completions share, by OpenAI's and vLLM's names.
 
 Accepted and ignored, because they cannot change what is generated here: user, metadata, store, service_tier, parallel_tool_calls,
-safety_identifier, prompt_cache_key, prompt_cache_retention, prompt_cache_options, moderation, verbosity, best_of=1, modalities=["text"],
-spaces_between_special_tokens=true, and every name we do not know. Names that would change it and that this version does not have are
-refused: `REFUSED`.
+safety_identifier, prompt_cache_key, prompt_cache_retention, prompt_cache_options, moderation, verbosity, modalities=["text"], session_id,
+spaces_between_special_tokens (no tokenizer here puts spaces there), and every name we do not know. Names that would change it and that
+this version does not have are refused: `REFUSED`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 import msgspec
 
 from frontend.http_errors import not_supported
+from frontend.preparation import Truncation
 from frontend.schemas.numbers import Int, integer
 from frontend.schemas.structured import structured_outputs
+from frontend.sse import Extras
 from ipc.config import ModelInfo
 from ipc.errors import InvalidRequestError
-from ipc.sampling_params import SamplingParams
+from ipc.sampling_params import RepetitionDetectionParams, SamplingParams
 
 MAX_SALT = 128
 
@@ -27,18 +29,24 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1, 1.0),
     "best_of": (1,),
     "prompt_embeds": (),
-    "truncate_prompt_tokens": (),
     "thinking_token_budget": (),
     "logprob_token_ids": ([],),
     "watermarking": (False,),
-    "repetition_detection": (),
     "kv_transfer_params": (),
+    "ec_transfer_params": (),
+    "mm_processor_kwargs": ({},),
+    "media_io_kwargs": ({},),
     "lora_path": (),
     "stop_regex": (),
     "input_ids": (),
     "logits_processors": (),
     "custom_logit_processor": (),
-    "spaces_between_special_tokens": (True,),
+    "custom_params": ({},),
+    "session_params": ({},),
+    "return_hidden_states": (False,),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "no_stop_trim": (False,),
     "vllm_xargs": ({},),
 }
 
@@ -46,6 +54,22 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class Repetition(msgspec.Struct):
+    """As in vLLM: a pattern of at most max_pattern_size tokens that comes min_count times in a row ends the output. 0 is off."""
+
+    max_pattern_size: Int = 0
+    min_pattern_size: Int = 0
+    min_count: Int = 0
+
+    def params(self) -> RepetitionDetectionParams | None:
+        """Raises InvalidRequestError for numbers that make no pattern."""
+        names = ("max_pattern_size", "min_pattern_size", "min_count")
+        longest, shortest, count = (integer("repetition_detection", getattr(self, name)) or 0 for name in names)
+        if not longest:
+            return None
+        return RepetitionDetectionParams(max_pattern_size=longest, min_pattern_size=shortest or 1, min_count=count)
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True):
@@ -80,6 +104,12 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     request_id: str | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_prompt_text: bool | None = None
+    truncate_prompt_tokens: Int = None
+    truncation_side: str | None = None
+    stream_interval: Int = None
+    repetition_detection: Repetition | None = None
     timeout: float | None = None  # seconds from the request's arrival
     # Older and other engines' names for structured_outputs (frontend/schemas/structured.py).
     structured_outputs: Any = None
@@ -96,18 +126,24 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     length_penalty: Any = None
     best_of: Any = None
     prompt_embeds: Any = None
-    truncate_prompt_tokens: Any = None
     thinking_token_budget: Any = None
     logprob_token_ids: Any = None
     watermarking: Any = None
-    repetition_detection: Any = None
     kv_transfer_params: Any = None
+    ec_transfer_params: Any = None
+    mm_processor_kwargs: Any = None
+    media_io_kwargs: Any = None
     lora_path: Any = None
     stop_regex: Any = None
     input_ids: Any = None
     logits_processors: Any = None
     custom_logit_processor: Any = None
-    spaces_between_special_tokens: Any = None
+    custom_params: Any = None
+    session_params: Any = None
+    return_hidden_states: Any = None
+    separate_reasoning: Any = None
+    stream_reasoning: Any = None
+    no_stop_trim: Any = None
     vllm_xargs: Any = None
 
     @property
@@ -117,6 +153,23 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     @property
     def continuous_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def extras(self) -> Extras:
+        """What chunks of a stream carry besides."""
+        interval = integer("stream_interval", self.stream_interval) or 1
+        return Extras(bool(self.return_token_ids), bool(self.return_prompt_text), interval)
+
+    def truncation(self) -> Truncation | None:
+        """How to shorten the prompt. Raises InvalidRequestError."""
+        limit = integer("truncate_prompt_tokens", self.truncate_prompt_tokens)
+        if self.truncation_side not in (None, "left", "right"):
+            raise InvalidRequestError("truncation_side must be left or right", "truncation_side")
+        if limit is None:
+            return None
+        if limit < -1 or limit == 0:
+            raise InvalidRequestError(f"truncate_prompt_tokens must be at least 1, or -1, got {limit}", "truncate_prompt_tokens")
+        return Truncation(limit, keeps_end=self.truncation_side != "right")
 
     def check(self, policy: str) -> None:
         """Raise InvalidRequestError for what this version cannot honour and for fields that contradict one another."""
@@ -157,7 +210,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         ):
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
-        for name in ("n", "top_k", "seed", "min_tokens", "prompt_logprobs"):
+        for name in ("n", "top_k", "seed", "min_tokens", "prompt_logprobs", "stream_interval"):
             value = integer(name, getattr(self, name))
             if value is not None:
                 values[name] = value
@@ -166,6 +219,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
             values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         if self.logit_bias is not None:
             values["logit_bias"] = _bias(self.logit_bias)
+        if self.repetition_detection is not None:
+            values["repetition_detection"] = self.repetition_detection.params()
         values["structured_outputs"] = structured_outputs(self)
         return SamplingParams(**values)
 
