@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import NoReturn
 
 from ipc.config import ChildSpec
 
@@ -12,9 +14,14 @@ from ipc.config import ChildSpec
 SPIN_COUNT = "1000"
 
 
-def run(spec: ChildSpec) -> int:
-    """Live as worker `spec.index` until told to stop; returns the exit code."""
+def run(spec: ChildSpec) -> NoReturn:
+    """Live as worker `spec.index` until told to stop, then end the process with its exit code."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     from gpu_workers.worker import Worker
 
-    return Worker(spec).run()
+    code = Worker(spec).run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without the interpreter's teardown: a thread that LLVM still compiles in meanwhile could take the process down with a signal, and
+    # waiting for it would keep the user for seconds after a short first run.
+    os._exit(code)

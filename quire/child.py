@@ -35,7 +35,7 @@ def main() -> int:
     if spec.role == "worker":
         from gpu_workers.run import run as worker
 
-        return int(worker(spec))
+        worker(spec)  # ends the process
     from frontend.run import run as frontend
 
     return frontend(spec)

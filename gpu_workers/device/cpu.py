@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 10.0
 KV_BYTES_MOST = 4 * 2**30
 KV_SHARE_OF_FREE = 0.25
 # oneDNN picks the blocked layout for this many rows; it serves other counts as well (measured, 1 to 256 rows).
@@ -77,10 +76,7 @@ class CPUDevice:
         return _MkldnnLinear(weight)
 
     def close(self) -> None:
-        # A thread that LLVM still compiles in while the interpreter ends can take the process down with a signal.
-        for compiling in (self.decode_kernel, self.fused_ops):
-            if compiling is not None:
-                compiling.wait(CLOSE_SECONDS)
+        """Nothing to end: kernels that still compile go with the process (gpu_workers/run.py)."""
 
     def ops(self, dtype: torch.dtype) -> Ops:
         self.fused_ops = CPUOps(dtype, self.threads)
