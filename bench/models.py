@@ -43,12 +43,12 @@ def make(name: str, directory: Path, seed: int = 0) -> int:
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(DEMO_MODEL / file, directory / file)
     else:
-        _write_word_tokenizer(directory, shape["vocab_size"])
+        write_word_tokenizer(directory, shape["vocab_size"])
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _write_word_tokenizer(directory: Path, vocab_size: int) -> None:
-    """A byte-level vocabulary: 256 bytes, then words w0, w1, ... without merges, which only decoding ever meets."""
+def write_word_tokenizer(directory: Path, vocab_size: int) -> None:
+    """tokenizer.json: a byte-level vocabulary: 256 bytes, then words w0, w1, ... without merges, which only decoding ever meets."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -88,7 +88,7 @@ def prefill_attention(
     scores = torch.einsum("qhgd,nhd->hgqn", q.double().view(new, kv_heads, heads // kv_heads, head_dim), keys.double()) * scale
     if soft_cap:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    ahead = torch.arange(tokens) - torch.arange(tokens - new, tokens)[:, None]
+    ahead = torch.arange(tokens, device=q.device) - torch.arange(tokens - new, tokens, device=q.device)[:, None]
     scores = scores.masked_fill((ahead > 0) | (ahead <= -(window or tokens)), float("-inf"))
     if sinks is not None:
         scores = torch.cat((scores, sinks.double().view(kv_heads, -1, 1, 1).expand(-1, -1, new, 1)), -1)

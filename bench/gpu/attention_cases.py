@@ -1,0 +1,163 @@
+"""Cases of the attention kernels: each shipped shape at small sizes, and Llama-3.1-8B's shape at the sizes that are timed."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import numpy as np
+import torch
+
+from bench.gpu.case import TOLERANCE, Builders, Case, Inputs, relative
+from bench.gpu.kernels import check_and_time
+from bench.gpu.part import run
+from kernels_cuda import paged_decode, paged_prefill, reference
+
+CHECKED_REQUESTS = 4  # of a large batch
+BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+
+
+class Pages:
+    """Random keys and values of requests in permuted pages of 16 tokens."""
+
+    def __init__(self, make: Inputs, lengths: list[int], kv_heads: int, dim: int, dtype: torch.dtype, block: int = 16) -> None:
+        counts = [-(-length // block) for length in lengths]
+        pages = np.random.default_rng(make.seed).permutation(sum(counts) + 1)
+        self.k, self.v = (make.normal(len(pages), kv_heads, block, dim, seed=seed).to(dtype) for seed in (1, 2))
+        tables = np.zeros((len(lengths), max(counts)), np.int32)
+        for row, (count, end) in enumerate(zip(counts, np.cumsum(counts))):
+            tables[row, :count] = pages[end - count : end]
+        self.tables, self.lengths = make.ints(tables), lengths
+        self.token_bytes = 2 * kv_heads * dim * self.k.element_size()
+
+    def of(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[tokens, kv_heads, dim] of a request."""
+        length = self.lengths[row]
+        at = self.tables[row, : -(-length // self.k.shape[2])].long()
+        first, second = (cache[at].float().transpose(1, 2).flatten(0, 1)[:length] for cache in (self.k, self.v))
+        return first, second
+
+
+def decode(
+    make: Inputs,
+    name: str,
+    lengths: list[int],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype = BF16,
+    cache: torch.dtype | None = None,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    sinks: bool = False,
+    fixed_split: int = 0,
+    resident: int = 264,
+    large: bool = False,
+) -> Case:
+    pages = Pages(make, lengths, kv_heads, dim, cache or dtype)
+    count = len(lengths)
+    q, out = make.normal(count, heads, dim, dtype=dtype, seed=3), make.unwritten(count, heads, dim, dtype=dtype)
+    sink = make.normal(heads, dtype=dtype, seed=4) if sinks else None
+    each, blocks = np.arange(count, dtype=np.int32), paged_decode.head_blocks(kv_heads, heads // kv_heads)
+    plan = paged_decode.plan_decode(np.array(lengths, np.int32), each, each, blocks, resident, window, fixed_split)
+    work, merges = make.ints(plan.work), make.ints(plan.merges)
+    scratch = make.unwritten(len(work), heads, dim, dtype=torch.float32), make.unwritten(len(work), heads, dtype=torch.float32)
+    scale = dim**-0.5
+
+    def run() -> None:
+        paged_decode.decode_attention(q, pages.k, pages.v, pages.tables, work, merges, *scratch, out, scale, soft_cap, sink)
+
+    def error() -> float:
+        chosen = np.unique(np.linspace(0, count - 1, min(count, CHECKED_REQUESTS if large else count)).astype(int))
+        wanted = [reference.decode_attention(q[row], *pages.of(row), scale, window, soft_cap, sink) for row in chosen.tolist()]
+        return relative(out[torch.as_tensor(chosen, device=out.device)], torch.stack(wanted))
+
+    seen = sum(min(length, window or length) for length in lengths)
+    moved = seen * pages.token_bytes + 2 * q.numel() * q.element_size()
+    return Case(name, run, error, TOLERANCE[dtype], (out, *scratch), moved, 4 * seen * heads * dim)
+
+
+def prefill(
+    make: Inputs,
+    name: str,
+    chunks: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype = BF16,
+    cache: torch.dtype | None = None,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    sinks: bool = False,
+    large: bool = False,
+) -> Case:
+    """chunks: (tokens before, new tokens) of each. large: only some of it is compared, since the reference in float64 is slow."""
+    past, new = np.array(chunks, np.int32).T
+    pages = Pages(make, (past + new).tolist(), kv_heads, dim, cache or dtype)
+    total, first = int(new.sum()), (np.cumsum(new) - new).astype(np.int32)
+    q, out = make.normal(total, heads, dim, dtype=dtype, seed=3), make.unwritten(total, heads, dim, dtype=dtype)
+    sink = make.normal(heads, dtype=dtype, seed=4) if sinks else None
+    plan = paged_prefill.plan_prefill(new, past, first, np.arange(len(new), dtype=np.int32), heads // kv_heads, window)
+    work, parts, scale = make.ints(plan.work), make.ints(plan.chunks), dim**-0.5
+
+    def run() -> None:
+        paged_prefill.prefill_attention(q, pages.k, pages.v, pages.tables, work, parts, out, scale, window, soft_cap, sink)
+
+    def error() -> float:
+        worst = 0.0
+        for row in range(len(chunks) if not large else 1):
+            begin, length = int(first[row]), int(past[row] + new[row])
+            tail = min(int(new[row]), 64 if large else length)  # the last of the chunk's tokens, which see all
+            at = slice(begin + int(new[row]) - tail, begin + int(new[row]))
+            wanted = reference.prefill_attention(q[at], *pages.of(row), scale, window, soft_cap, sink)
+            worst = max(worst, relative(out[at], wanted))
+        return worst
+
+    pairs = sum(int(b) * (int(b) + 1) // 2 + int(a) * int(b) for a, b in chunks)
+    moved = int((past + new).sum()) * pages.token_bytes + 2 * q.numel() * q.element_size()
+    return Case(name, run, error, TOLERANCE[dtype], (out,), moved, 4 * pairs * heads * dim)
+
+
+def checks(make: Inputs, few: bool) -> Builders:
+    """Every variant that is shipped, or only a handful."""
+    lengths = [1, 16, 17, 100, 300] if few else [*range(1, 34), 63, 64, 65, 128, 129, 300, 1025]
+    chunks = [(0, 5), (31, 20)] if few else [(0, 1), (0, 37), (31, 2), (63, 33), (100, 65), (130, 1), (257, 129)]
+    dims = (128,) if few else paged_decode.HEAD_DIMS
+    for dim in dims:
+        for dtype in (BF16,) if few else (BF16, FP16):
+            for cache in (None,) if few else (None, FP8):
+                label = f"{dim} {str(dtype)[6:]}{' fp8 cache' if cache else ''}"
+                shape = {"heads": 8, "kv_heads": 2, "dim": dim, "dtype": dtype, "cache": cache}
+                options = {"window": 40, "soft_cap": 20.0, "sinks": True}
+                yield partial(decode, make, f"decode {label}", lengths, **shape)
+                yield partial(decode, make, f"decode {label} window cap sinks", lengths, **shape, **options)
+                yield partial(decode, make, f"decode {label} fixed split", lengths, **shape, fixed_split=128)
+                yield partial(prefill, make, f"prefill {label}", chunks, **shape)
+                yield partial(prefill, make, f"prefill {label} window cap sinks", chunks, **shape, **options)
+    for group in (1,) if few else (1, 7, 9, 16):
+        yield partial(decode, make, f"decode group {group}", lengths[:8], heads=2 * group, kv_heads=2, dim=128)
+        yield partial(prefill, make, f"prefill group {group}", chunks, heads=2 * group, kv_heads=2, dim=128)
+
+
+def timed(make: Inputs, few: bool, resident: int) -> Builders:
+    """Llama-3.1-8B: 32 query heads, 8 KV heads of 128."""
+    shape = {"heads": 4, "kv_heads": 1, "dim": 128} if few else {"heads": 32, "kv_heads": 8, "dim": 128}
+    unit = 16 if few else 1024
+    for requests, length in ((1, 1), (1, 8), (1, 64), (8, 8), (64, 1), (64, 4), (256, 1)):
+        if few and requests * length > 8:
+            continue
+        label = f"decode {requests} x {length}k"
+        yield partial(decode, make, label, [length * unit] * requests, **shape, resident=resident, large=True)
+        if (requests, length) in ((64, 1), (64, 4), (1, 1)):
+            yield partial(decode, make, f"{label} fp8", [length * unit] * requests, **shape, cache=FP8, resident=resident, large=True)
+    mixed = [(37 * row * row) % (4 * unit) + 1 for row in range(2 if few else 128)]
+    yield partial(decode, make, "decode 128 x mixed", mixed, **shape, resident=resident, large=True)
+    for past, new, requests in ((0, 1, 1), (0, 8, 1), (0, 2, 4), (8, 1, 1), (0, 0.25, 32)):
+        if few and requests > 1:
+            continue
+        label = f"prefill {requests} x {new}k after {past}k"
+        yield partial(prefill, make, label, [(int(past * unit), int(new * unit))] * requests, **shape, large=True)
+
+
+if __name__ == "__main__":
+    run(lambda part: check_and_time(part, sys.modules[__name__]))
