@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,11 +20,11 @@ from typing import Any
 
 import uvloop
 
+from bench import machine
 from quire.benchmarks import report, workload
 from quire.benchmarks.client import LoadClient
 from quire.benchmarks.workload import BenchRequest, Workload
 
-TICKS = os.sysconf("SC_CLK_TCK")
 READY = re.compile(r"ready at (http://\S+) after ([\d.]+) s")
 
 
@@ -52,26 +51,14 @@ class Server:
 
     def processes(self) -> dict[str, int]:
         """Process ids by what they are; the supervisor included."""
-        found = {"supervisor": self._process.pid}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                name, rest = stat.read_text().rsplit(")", 1)
-            except OSError:
-                continue
-            if int(rest.split()[1]) == self._process.pid:
-                found[name.split("(", 1)[1]] = int(stat.parent.name)
-        return found
+        return {"supervisor": self._process.pid} | {machine.name_of(pid): pid for pid in machine.children(self._process.pid)}
 
     def cpu_seconds(self) -> dict[str, float]:
-        return {name: _cpu_seconds(pid) for name, pid in self.processes().items()}
+        return {name: machine.cpu_seconds(pid) for name, pid in self.processes().items()}
 
     def memory_mib(self) -> float:
         """Proportional set size of all processes."""
-        total = 0
-        for pid in self.processes().values():
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        return total / 1024
+        return machine.memory_mib(self.processes().values())
 
     def counters(self) -> dict[str, float]:
         """Engine counters of /metrics that a profile needs."""
@@ -86,17 +73,6 @@ class Server:
         return found
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def _busy_seconds() -> float:
-    """CPU seconds of the whole machine so far, idle and waiting apart."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / TICKS
-
-
 async def _load(url: str, requests: list[BenchRequest], concurrency: int) -> tuple[list[report.RequestTiming], float]:
     async with LoadClient(url, "", {}) as probe:
         name, _ = await probe.first_model()
@@ -106,7 +82,7 @@ async def _load(url: str, requests: list[BenchRequest], concurrency: int) -> tup
 
 def measure(server: Server, requests: list[BenchRequest], concurrency: int) -> dict[str, Any]:
     """One run: client figures, CPU per token and stage times per step."""
-    before, counted, busy, own = server.cpu_seconds(), server.counters(), _busy_seconds(), time.process_time()
+    before, counted, busy, own = server.cpu_seconds(), server.counters(), machine.busy_seconds(), time.process_time()
     timings, wall_s = uvloop.run(_load(server.url, requests, concurrency))
     own = time.process_time() - own
     after, counters = server.cpu_seconds(), server.counters()
@@ -121,7 +97,7 @@ def measure(server: Server, requests: list[BenchRequest], concurrency: int) -> d
         "wall_ms_per_step": round(wall_s / steps * 1e3, 4),
         "tokens_per_step": round(tokens / steps, 1),
         "memory_mib": round(server.memory_mib()),
-        "other_cores": round((_busy_seconds() - busy - sum(used.values()) - own) / wall_s, 2),
+        "other_cores": round((machine.busy_seconds() - busy - sum(used.values()) - own) / wall_s, 2),
     }
 
 
