@@ -13,12 +13,16 @@ from frontend import http_errors
 from frontend.admission import Admission
 from frontend.answer_formats import AnswerFormats
 from frontend.auth import ApiKeys, HostNames, read_key_file
+from frontend.batch_runner import ENDPOINTS, BatchRunner
+from frontend.batch_store import BatchStore
 from frontend.connection import HttpServer
 from frontend.engine_client import EngineClient
-from frontend.handlers import chat, completions, messages, models, ollama, operation, responses, tokenize
+from frontend.file_store import FileStore
+from frontend.handlers import batches, chat, completions, files, messages, models, ollama, operation, responses, tokenize
 from frontend.http_errors import Dialect, HttpError
 from frontend.metrics import COUNTERS, Metrics
 from frontend.response_store import Store
+from frontend.state_dir import StateDir
 from ipc.arena import Arena, Stat
 from ipc.config import ChildSpec
 from ipc.errors import InvalidRequestError, QuireError
@@ -30,6 +34,8 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/responses": {"POST": responses.create},
     "/v1/messages": {"POST": messages.create},
     "/v1/messages/count_tokens": {"POST": messages.count_tokens},
+    "/v1/files": {"GET": files.list_files, "POST": files.create},
+    "/v1/batches": {"GET": batches.list_batches, "POST": batches.create},
     "/v1/models": {"GET": models.list_models},
     "/api/chat": {"POST": ollama.chat},
     "/api/generate": {"POST": ollama.generate},
@@ -49,6 +55,10 @@ NAMED_ROUTES: list[tuple[re.Pattern[str], dict[str, Handler]]] = [
     (re.compile(r"/v1/responses/[^/]+"), {"GET": responses.get, "DELETE": responses.delete}),
     (re.compile(r"/v1/responses/[^/]+/cancel"), {"POST": responses.cancel}),
     (re.compile(r"/v1/responses/[^/]+/input_items"), {"GET": responses.input_items}),
+    (re.compile(r"/v1/files/[^/]+"), {"GET": files.get, "DELETE": files.delete}),
+    (re.compile(r"/v1/files/[^/]+/content"), {"GET": files.content}),
+    (re.compile(r"/v1/batches/[^/]+"), {"GET": batches.get}),
+    (re.compile(r"/v1/batches/[^/]+/cancel"), {"POST": batches.cancel}),
 ]
 GENERATING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -63,7 +73,7 @@ class App:
     """One frontend's HTTP side: what handlers need, and the entry point of every request."""
 
     def __init__(self, spec: ChildSpec, arena: Arena, client: EngineClient, metrics: Metrics, version: str) -> None:
-        """Raises ConfigError for a key file that cannot be used."""
+        """Raises ConfigError for a key file or a state directory that cannot be used."""
         self.spec, self.arena, self.client, self.metrics, self.version = spec, arena, client, metrics, version
         self.server_config = spec.config.server
         self.admission = Admission(spec, arena)
@@ -75,6 +85,17 @@ class App:
         self._keys = ApiKeys([*self.server_config.api_key, *(read_key_file(key_file) if key_file else [])])
         self._hosts = HostNames(self.server_config.host, self.server_config.allowed_host)
         self._status = arena.status("frontend", spec.index)
+        self.state = StateDir(self.server_config.state_dir, spec.model.name)
+        self.files = FileStore(self.state, self.server_config.max_stored_file_bytes)
+        self.batches = BatchStore(self.state)
+        handlers = {path: ROUTES[path]["POST"] for path in ENDPOINTS if path in ROUTES}
+        self.batch_endpoints = tuple(handlers)
+        self.batch_runner = BatchRunner(self, self.state, self.files, self.batches, handlers)
+
+    async def close(self) -> None:
+        """Give back what outlives requests."""
+        await self.batch_runner.close()
+        self.state.close()
 
     def make_server(self) -> HttpServer:
         """aiohttp's protocol factory for `loop.create_server`."""

@@ -48,19 +48,12 @@ async def read_json(request: web.BaseRequest, shape: msgspec.json.Decoder[Shape]
 
 async def _read(request: web.BaseRequest, limit: int, any_type: bool) -> bytes:
     headers = request.headers
-    if headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise HttpError(415, "compressed request bodies are not accepted", None, "unsupported_encoding")
     kind = request.content_type
     if not any_type and "Content-Type" in headers and kind != "application/json" and not kind.endswith("+json"):
         raise HttpError(415, f"the body must be application/json, not {kind[:80]}", None, "unsupported_media_type")
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
-    expect = headers.get("Expect")
-    if expect is not None:
-        if expect.lower() != "100-continue":
-            raise HttpError(417, "the only expectation that is understood is 100-continue")
-        if request.version >= HttpVersion11 and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    allow_body(request)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -71,6 +64,18 @@ async def _read(request: web.BaseRequest, limit: int, any_type: bool) -> bytes:
     except TimeoutError:
         raise HttpError(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
     return bytes(body)
+
+
+def allow_body(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to go ahead with the body. Raises HttpError 415, 417."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise HttpError(415, "compressed request bodies are not accepted", None, "unsupported_encoding")
+    expect = request.headers.get("Expect")
+    if expect is not None:
+        if expect.lower() != "100-continue":
+            raise HttpError(417, "the only expectation that is understood is 100-continue")
+        if request.version >= HttpVersion11 and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _too_large(limit: int) -> HttpError:

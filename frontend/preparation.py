@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import msgspec
@@ -15,9 +16,12 @@ from frontend.tokenizer import Tokenizer
 from ipc.config import ChildSpec
 from ipc.errors import InvalidRequestError
 from ipc.grammar import Grammar
+from ipc.messages import BEHIND_CLIENTS as BEHIND_PRIORITY
 from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams
 
 MAX_TIMEOUT = 86_400.0
+# Set where work is prepared that no client waits for.
+BEHIND_CLIENTS: ContextVar[bool] = ContextVar("BEHIND_CLIENTS", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class Preparer:
             structured_outputs=None,  # `grammar` says it now
         )
         bad_words = self._bad_words(params.bad_words)
+        if BEHIND_CLIENTS.get():
+            priority = BEHIND_PRIORITY + max(-BEHIND_PRIORITY // 2, min(priority, BEHIND_PRIORITY // 2))
         request_id = request_id or f"req-{secrets.token_hex(12)}"
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         return [

@@ -53,6 +53,7 @@ class Frontend(Actor):
         listener.setblocking(False)
         self._http = self.app.make_server()
         self._server = await self.loop.create_server(self._http, sock=listener, backlog=BACKLOG)
+        self.app.batch_runner.start()
         # What start-up made lives as long as the process; the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -62,6 +63,8 @@ class Frontend(Actor):
         """Close connections; what still runs is aborted in the scheduler."""
         if self._server is not None:
             self._server.close()
+        if hasattr(self, "app"):
+            await self.app.close()
         self.client.close()
         if self._http is not None:
             await self._http.shutdown(timeout=1.0)

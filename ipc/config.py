@@ -128,6 +128,13 @@ class ServerConfig(_Section, frozen=True):
         Literal["strict", "always"],
         Meta(description="Calls that a model may make keep to the schemas of tools that say strict, or of all; forced calls always do."),
     ] = "strict"
+    state_dir: Annotated[
+        str,
+        Meta(description="Directory for files and batches; empty: systemd's, else $XDG_STATE_HOME/quire; none turns both off."),
+    ] = ""
+    max_file_bytes: Annotated[int, Meta(ge=1024, description="Largest upload to /v1/files.")] = 200 * 1024 * 1024
+    max_stored_file_bytes: Annotated[int, Meta(ge=1024, description="Disk space for all uploads together.")] = 8 * 1024 * 1024 * 1024
+    batch_concurrency: Annotated[int, Meta(ge=1, le=4096, description="Lines of batches that run at a time.")] = 16
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body.")] = 4 * 1024 * 1024
     max_connections: Annotated[int, Meta(ge=1, description="Open connections per frontend.")] = 8192
     max_prompts_per_request: Annotated[int, Meta(ge=1, description="Prompts in one completions request; times n at most 4x this.")] = 256

@@ -23,6 +23,10 @@ class FinishReason(enum.IntEnum):
     ERROR = 3  # this request failed; Finished.error says how
 
 
+# Added to the priority of what no client waits for: it sorts behind all that clients ask for, whatever the policy.
+BEHIND_CLIENTS = 1 << 62
+
+
 class RefuseCode(enum.IntEnum):
     """Why the scheduler did not take a request."""
 
@@ -42,7 +46,8 @@ class Submit(_Message, frozen=True, tag=1):
     """Run this request. `handle` is the sending frontend's integer name for it, unique in that frontend's life.
 
     emitted: output tokens the client already has, when a frontend resubmits after a scheduler's death.
-    bad_words: token sequences that may not be completed. seed: always given, so that a replay draws the same numbers.
+    priority: lower goes first under the policy of that name, BEHIND_CLIENTS last under all. bad_words: token sequences that may not be
+    completed. seed: always given, so that a replay draws the same numbers.
     grammar: what the output must follow; params.structured_outputs, which it was made from, is not looked at.
     """
 

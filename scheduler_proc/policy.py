@@ -6,20 +6,23 @@ import heapq
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+from ipc.messages import BEHIND_CLIENTS
 from scheduler_proc.request import Request, Status
 
 PolicyName = Literal["fcfs", "priority"]
 
 
 class Policy:
-    """fcfs: by arrival. priority: a lower number first, then by arrival."""
+    """fcfs: by arrival. priority: a lower number first, then by arrival. What no client waits for comes last under both."""
 
     def __init__(self, name: PolicyName) -> None:
         self._by_priority = name == "priority"
 
     def order(self, priority: int, arrival_ns: int, number: int) -> tuple[int, int, int]:
         """Sort key of a request; a preempted one keeps it and so comes before all that arrived later."""
-        return (priority if self._by_priority else 0, arrival_ns, number)
+        if not self._by_priority:
+            priority = int(priority >= BEHIND_CLIENTS // 2)
+        return (priority, arrival_ns, number)
 
     @property
     def displacing(self) -> bool:

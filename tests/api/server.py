@@ -61,7 +61,7 @@ class ApiServer:
             subprocess.Popen(
                 [sys.executable, "-c", _CHILD],
                 cwd=ROOT,
-                env={**os.environ, "QUIRE_SPEC_FD": str(fd)},
+                env={**os.environ, "XDG_STATE_HOME": spec.runtime_dir, "QUIRE_SPEC_FD": str(fd)},
                 pass_fds=[fd, *spec.fds.values()],
             )
         )

@@ -25,7 +25,7 @@ class Server:
 
     def __init__(self, *arguments: str, runtime: Path | None = None) -> None:
         self.base = runtime
-        environment = os.environ | ({"XDG_RUNTIME_DIR": str(runtime)} if runtime else {})
+        environment = os.environ | ({"XDG_RUNTIME_DIR": str(runtime), "XDG_STATE_HOME": str(runtime)} if runtime else {})
         command = [sys.executable, "-m", "quire", "serve", "--port", "0", *arguments]
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
