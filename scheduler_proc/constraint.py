@@ -1,8 +1,8 @@
 """One request's grammar as the core sees it: orders to the grammar desk go out, answers come back; nothing is computed here.
 
-A request under a grammar waits on it (`Request.waiting_on`) whenever the mask of its next token is not there: while the grammar
-compiles, and after each token. Its row then takes part in no plan, and the others go on. At most one order of a constraint is out at a
-time, so the desk may work on it without locks.
+A request under a grammar waits on it (`Request.waiting_on`) whenever an order of it is out: while the grammar compiles, which keeps it
+out of the queue, and after each token, while the step that samples the next one is computed (Flight.awaited). At most one order of a
+constraint is out at a time, so the desk may work on it without locks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GRAMMAR = "grammar"  # what Request.waiting_on calls it
 class Constraint:
     """What a request's output must follow, from its acceptance to its end; preemption and lost workers change nothing about it.
 
-    mask: int32[ceil(vocab / 32)], the tokens that may come next, lowest bit first; valid while the request does not wait on its grammar.
+    mask: int32[ceil(vocab / 32)], what may follow the known tokens, lowest bit first; valid while the request does not wait on its grammar.
     state: the desk's own.
     """
 

@@ -5,23 +5,38 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from ipc.arena import I32, I64
+from ipc.arena import I32, I64, RowFlag
+from scheduler_proc.constraint import Constraint
 from scheduler_proc.emissions import Segment, grouped, segments_of
 from scheduler_proc.request import Request
 from scheduler_proc.rows import Rows
+
+_DECODE = int(RowFlag.SAMPLE | RowFlag.DEVICE_TOKEN)
+# The mask of a row whose token will not count: that token is 0 then, whatever the sampler does.
+_NOBODYS = 1
+
+
+class Bound(msgspec.Struct, gc=False, eq=False):
+    """A row that samples under a grammar, in the life that `generation` says."""
+
+    constraint: Constraint
+    row: int
+    generation: int
 
 
 class DecodeSet(msgspec.Struct, gc=False, eq=False):
     """The rows that take one token each per step, grouped by frontend; valid until any row starts or stops decoding.
 
-    rows int64[n], narrow: the same as int32, generations int64[n]: the rows' at the time. steps_left: how many plans until one of
-    them reaches its limit.
+    rows int64[n], narrow: the same as int32, generations int64[n]: the rows' at the time. flags: RowFlag bits, int32[n] or the same for
+    all. bound: those under a grammar, in the order of rows. steps_left: how many plans until one of them reaches its limit.
     """
 
     rows: I64
     narrow: I32
     generations: I64
     segments: list[Segment]
+    flags: I32 | int
+    bound: list[Bound]
     steps_left: int
 
     @classmethod
@@ -31,14 +46,23 @@ class DecodeSet(msgspec.Struct, gc=False, eq=False):
         if order is not None:
             rows = rows[order]
         left = int((columns.limit[rows] - columns.num_scheduled[rows]).min()) if len(rows) else 0
-        return cls(rows, rows.astype(np.int32), columns.generation[rows], segments_of(rows, columns), left)
+        constrained = columns.constrained[rows]
+        flags: I32 | int = _DECODE
+        if constrained.any():
+            flags = _DECODE | constrained * np.int32(RowFlag.GRAMMAR)
+        bound = [bound_of(columns, row) for row in rows[constrained].tolist()]
+        return cls(rows, rows.astype(np.int32), columns.generation[rows], segments_of(rows, columns), flags, bound, left)
+
+
+def bound_of(columns: Rows, row: int) -> Bound:
+    """What a step remembers of a row under a grammar."""
+    request = columns.requests[row]
+    assert request is not None and request.constraint is not None
+    return Bound(request.constraint, row, int(columns.generation[row]))
 
 
 class Prefill(msgspec.Struct, gc=False, eq=False):
-    """A row that computes known tokens. position: its place in the plan; token_place: of its first token among the plan's tokens.
-
-    decode: it is the one token sampled last of a row under a grammar.
-    """
+    """A row that computes known tokens. position: its place in the plan; token_place: of its first token among the plan's tokens."""
 
     request: Request
     row: int
@@ -50,11 +74,15 @@ class Prefill(msgspec.Struct, gc=False, eq=False):
     token_place: int
     first_report: int  # first prompt token to report log-probabilities of
     num_report: int
-    decode: bool = False
 
 
 class Flight(msgspec.Struct, gc=False, eq=False):
-    """One planned step. version: of the decoding rows when it was planned. has_last: some row got its last token planned."""
+    """One planned step. version: of the decoding rows when it was planned. has_last: some row got its last token planned.
+
+    bound: the rows that sample under a grammar, in the plan's order. masks: the plan's column, masks[at] is bound[at]'s. awaited: whose
+    mask is not in it yet, and its place there. follow: some were awaited when the plan's doorbell rang, and the workers have not been
+    told yet that all are there.
+    """
 
     step: int
     decodes: DecodeSet | None
@@ -62,3 +90,22 @@ class Flight(msgspec.Struct, gc=False, eq=False):
     version: int
     has_last: bool
     num_tokens: int
+    masks: I32
+    bound: list[Bound]
+    awaited: dict[Constraint, int]
+    follow: bool = False
+
+    def give(self, constraint: Constraint) -> bool:
+        """Write the constraint's mask, if it is awaited here."""
+        at = self.awaited.pop(constraint, None)
+        if at is not None:
+            assert constraint.mask is not None
+            self.masks[at] = constraint.mask
+        return at is not None
+
+    def forget(self, constraint: Constraint) -> None:
+        """The constraint's row has been taken from it: await no mask, since its token does not count any more."""
+        at = self.awaited.pop(constraint, None)
+        if at is not None:
+            self.masks[at] = 0
+            self.masks[at, 0] = _NOBODYS

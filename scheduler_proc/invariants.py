@@ -20,6 +20,7 @@ def check(scheduler: Scheduler) -> None:
     _blocks(scheduler)
     _prefixes(scheduler)
     _decodes(scheduler)
+    _masks(scheduler)
 
 
 def _places(scheduler: Scheduler) -> None:
@@ -41,17 +42,12 @@ def _places(scheduler: Scheduler) -> None:
         assert frontend.request_ids == {request.request_id for request in frontend.requests.values()}
         assert scheduler._by_number[frontend.number] is frontend
     unfinished = [request for request in running if scheduler.rows.num_scheduled[request.row] < request.target]
-    listed = [*scheduler._prefilling, *scheduler._stepping]
-    assert {id(request) for request in listed} == {id(request) for request in unfinished}, "wrong lists of rows to compute"
+    listed = scheduler._prefilling
+    assert {id(request) for request in listed} == {id(request) for request in unfinished}, "a wrong list of rows to compute"
     assert len({id(request) for request in listed}) == len(listed), "a row is to be computed twice"
     assert not any(request.waiting_on for request in listed), "a row is to be computed that waits"
-    for request in scheduler._round:
-        assert request.status is Status.RUNNING and request not in scheduler._stepping, f"{request.request_id} is waited for in vain"
     constrained = [request for request in running if request.constraint is not None]
     assert scheduler._num_constrained == len(constrained) <= max(scheduler._dimensions.masks, 0), "rows under a grammar are miscounted"
-    for request in constrained:
-        idle = request not in listed and scheduler.rows.num_scheduled[request.row] < scheduler.rows.num_known[request.row]
-        assert idle == bool(request.waiting_on), f"{request.request_id}: waits on {request.waiting_on}, or should"
 
 
 def _blocks(scheduler: Scheduler) -> None:
@@ -111,3 +107,20 @@ def _decodes(scheduler: Scheduler) -> None:
         pending = int(rows.num_scheduled[row] - rows.num_computed[row])
         flying = in_flight.get(row, 0)
         assert pending == flying, f"row {row}: {pending} tokens scheduled and not computed, {flying} in flight"
+
+
+def _masks(scheduler: Scheduler) -> None:
+    """Steps await the masks that are not there, of rows that still sample in them, and no others."""
+    coming: dict[int, list[bool]] = {}  # for each row under a grammar that samples in flight, step by step: is its mask awaited?
+    for flight in scheduler._flights:
+        fresh = [scheduler.rows.generation[each.row] == each.generation for each in flight.bound]
+        for at, (each, is_fresh) in enumerate(zip(flight.bound, fresh)):
+            if is_fresh:
+                coming.setdefault(each.row, []).append(flight.awaited.get(each.constraint) == at)
+        assert len(flight.awaited) <= sum(fresh), f"step {flight.step} awaits a mask in vain"
+        assert flight.follow or not flight.awaited, f"the workers do not know that masks of step {flight.step} follow"
+    for request in scheduler.running():
+        if request.constraint is not None:
+            first, *later = coming.get(request.row, [bool(request.waiting_on)])
+            assert first == bool(request.waiting_on), f"{request.request_id}: its mask is there and awaited, or neither"
+            assert all(later), f"{request.request_id}: a mask is there before the token it depends on"

@@ -227,6 +227,7 @@ class SchedulerActor(Actor):
         if core is None:
             self._check_drained(not self._early)
             return
+        self._ring_masks(core)
         while self._group.standing and core.may_plan:
             began = time.monotonic_ns()
             slot = self._step % NUM_SLOTS
@@ -236,9 +237,14 @@ class SchedulerActor(Actor):
                 break
             self._group.ring(self._step, slot)
             self._step += 1
+        self._ring_masks(core)
         self._send(core.emissions(time.monotonic_ns(), self._step))
         self._writer.write(core, self._step, self._frontends.dropped + self._workers.dropped + self._group.num_stray)
         self._check_drained(not core.num_requests)
+
+    def _ring_masks(self, core: Scheduler) -> None:
+        for step in core.masked():
+            self._group.ring_masks(step)
 
     def _check_drained(self, empty: bool) -> None:
         if self._draining and empty and not self._drained:

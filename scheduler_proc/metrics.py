@@ -82,7 +82,7 @@ class Counters:
         self.step_tokens += flight.num_tokens
         self.generation_tokens += num_sampled
         for prefill in flight.prefills:
-            self.prompt_tokens += 0 if prefill.decode else prefill.count
+            self.prompt_tokens += prefill.count
             if prefill.sample and not prefill.request.first_token_ns:
                 prefill.request.first_token_ns = now_ns
 

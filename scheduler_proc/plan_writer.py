@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from ipc.arena import I32, I64, PlanColumns, PlanHeader, RowFlag
+from ipc.arena import I32, I64, PlanColumns, PlanHeader
 from scheduler_proc import row_setup
-
-_DECODE = int(RowFlag.SAMPLE | RowFlag.DEVICE_TOKEN)
 
 
 class PlanWriter:
@@ -17,17 +15,16 @@ class PlanWriter:
         self.num_tokens = 0
         self._num_token_ids = 0
         self._num_updates = 0
-        self._num_masks = 0
         self._setups: list[bytes] = []
         self._setup_room = row_setup.room(len(out.setup))
 
-    def decodes(self, narrow: I32, starts: I64) -> None:
+    def decodes(self, narrow: I32, starts: I64, flags: I32 | int) -> None:
         """One token for each of these rows; must come first."""
         out, count = self._out, len(narrow)
         out.row[:count] = narrow
         out.start[:count] = starts
         out.num_new[:count] = 1
-        out.flags[:count] = _DECODE
+        out.flags[:count] = flags
         self.num_rows = self.num_tokens = count
 
     def prefill(self, row: int, start: int, tokens: I32, flags: int) -> None:
@@ -41,12 +38,6 @@ class PlanWriter:
         self._num_token_ids += count
         self.num_tokens += count
         self.num_rows = at + 1
-
-    def mask(self, words: I32) -> None:
-        """The mask of the row written last."""
-        self._out.masks[self._num_masks] = words
-        self._out.flags[self.num_rows - 1] |= RowFlag.GRAMMAR
-        self._num_masks += 1
 
     def blocks(self, rows: I64 | int, index: I64, blocks: I32) -> None:
         """New entries of block tables."""
@@ -65,13 +56,13 @@ class PlanWriter:
         self._setups.append(encoded)
         self._setup_room -= len(encoded)
 
-    def finish(self, step: int) -> None:
-        """Write setup blob and header; the plan is complete then."""
+    def finish(self, step: int, num_masks: int, masks_follow: bool) -> None:
+        """Write setup blob and header; the plan is complete then, but for its masks if they follow."""
         size = 0
         if self._setups:
             blob = row_setup.pack_list(self._setups)
             size = len(blob)
             self._out.setup[:size] = memoryview(blob)
         header = self._out.header
-        words = (step, self.num_rows, self.num_tokens, self._num_token_ids, self._num_updates, size, self._num_masks)
-        header[: PlanHeader.NUM_MASKS + 1] = words
+        words = (step, self.num_rows, self.num_tokens, self._num_token_ids, self._num_updates, size, num_masks, masks_follow)
+        header[: PlanHeader.MASKS_FOLLOW + 1] = words

@@ -17,8 +17,7 @@ class Rows:
     generation: grows when a row is freed, so that a late result is never taken for its successor's. num_scheduled: tokens in plans
     so far. num_computed: tokens whose step has been applied. num_known: tokens whose id is known here (history[row, :num_known]).
     limit: num_scheduled beyond which nothing need be computed (end - 1). capacity: tokens the row's blocks hold.
-    decoding: whether the next plan gives it one token, the one sampled last; never for a row under a grammar, which is planned for token
-    by token.
+    decoding: whether the next plan gives it one token, the one sampled last. constrained: whether it is under a grammar.
     """
 
     def __init__(self, num_rows: int, max_model_len: int, blocks_per_row: int) -> None:
@@ -32,6 +31,7 @@ class Rows:
         self.frontend, self.handle = zeros(), zeros()
         self.logprobs = np.full(num_rows, NO_LOGPROBS, np.int64)
         self.decoding: npt.NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
+        self.constrained: npt.NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
         # Not filled: memory is taken only as rows grow into it.
         self.history: I32 = np.empty((num_rows, max_model_len), np.int32)
         self.history_flat: I32 = self.history.reshape(-1)
@@ -57,6 +57,7 @@ class Rows:
         self.capacity[row] = num_blocks * block_size
         self.frontend[row], self.handle[row] = request.frontend.number, request.handle
         self.history[row, :known] = request.tokens
+        self.constrained[row] = request.constraint is not None
         if request.params.logprobs is not None:
             self.logprobs[row] = request.params.logprobs
             self.num_logprobs_rows += 1
@@ -99,7 +100,8 @@ class Rows:
             assert scheduled <= self.capacity[row], f"row {row} computes beyond its blocks"
             assert self.end[row] == request.end and self.num_prompt[row] == request.num_prompt
             assert self.frontend[row] == request.frontend.number and self.handle[row] == request.handle
-            decodes = request.constraint is None and scheduled >= request.target and scheduled < self.limit[row]
+            assert bool(self.constrained[row]) == (request.constraint is not None)
+            decodes = scheduled >= request.target and scheduled < self.limit[row]
             assert bool(self.decoding[row]) == decodes, f"row {row}: decoding flag"
             num_logprobs += int(self.logprobs[row] != NO_LOGPROBS)
         assert num_logprobs == self.num_logprobs_rows

@@ -20,7 +20,7 @@ from ipc.messages import FinishReason, RefuseCode, Refused, Submit
 from scheduler_proc import admission, row_setup
 from scheduler_proc.constraint import GRAMMAR, Answer, Order, Outcome
 from scheduler_proc.emissions import Emission, Emitter, Sampled, Segment
-from scheduler_proc.flight import DecodeSet, Flight, Prefill
+from scheduler_proc.flight import DecodeSet, Flight, Prefill, bound_of
 from scheduler_proc.kv_manager import KVManager
 from scheduler_proc.metrics import Counters
 from scheduler_proc.plan_writer import PlanWriter
@@ -43,7 +43,8 @@ class Scheduler:
     `config` and `model` as every process has them, `num_blocks` KV blocks as the workers hold them, `secret` (16 to 64 random bytes) keys
     the prefix tree. Times are CLOCK_MONOTONIC nanoseconds given by the caller. `emissions` must be collected after every call of
     `plan`, `abort`, `answer` and `workers_lost`, which may end requests; `apply` returns them itself. `orders` must be given to the grammar
-    desk after every `add` and `apply`; its answers come back through `answer`.
+    desk after every `add` and `apply`; its answers come back through `answer`. Any call may complete the masks of a step in flight;
+    `masked` says which.
     """
 
     def __init__(self, config: Config, model: ModelInfo, num_blocks: int, secret: bytes) -> None:
@@ -68,10 +69,6 @@ class Scheduler:
         self._emitter = Emitter(self.rows, self._by_number)
         self._quarantine = Quarantine()
         self._prefilling: list[Request] = []
-        self._stepping: list[Request] = []  # rows under a grammar whose last token is to be computed; the mask of the next is there
-        # Those of them that were planned together and whose next mask is not there yet. The others wait for them: rows under grammars
-        # that take turns in small steps would cost twice the steps.
-        self._round: set[Request] = set()
         self._held: dict[Request, None] = {}  # without a row, and not in the queue, because they wait on something
         self._orders: list[Order] = []
         self._num_constrained = 0  # rows under a grammar
@@ -166,8 +163,6 @@ class Scheduler:
         doomed = self._quarantine.workers_died(list({id(request): request for request in self._requests_in_flight()}.values()))
         self._flights.clear()
         self._prefilling.clear()
-        self._stepping.clear()
-        self._round.clear()
         self._num_constrained = 0
         for request in list(self.running()):
             self.rows.free(request.row)
@@ -192,7 +187,7 @@ class Scheduler:
         return orders
 
     def answer(self, answers: list[Answer]) -> list[tuple[str, Refused]]:
-        """Take over the desk's answers: requests become plannable or end. The refusals, with the frontends to tell."""
+        """Take over the desk's answers: masks go where they are awaited, requests end. The refusals, with the frontends to tell."""
         refused: list[tuple[str, Refused]] = []
         for answer in answers:
             request = answer.constraint.request
@@ -222,13 +217,26 @@ class Scheduler:
     def _resume(self, request: Request) -> None:
         """The mask of the request's next token is there."""
         request.waiting_on.discard(GRAMMAR)
-        self._round.discard(request)
         if request.status is Status.RUNNING:
-            request.target = int(self.rows.num_known[request.row])
-            self._stepping.append(request)
+            assert request.constraint is not None
+            # Steps are applied in order, so the first that awaits a mask of this row samples the next token.
+            for flight in self._flights:
+                if flight.give(request.constraint):
+                    break
         else:
             del self._held[request]
             self._wait(request)
+
+    def masked(self) -> list[int]:
+        """Steps whose awaited masks are all there since the last call, in order: the workers may sample."""
+        steps = []
+        for flight in self._flights:
+            if flight.awaited:
+                break
+            if flight.follow:
+                flight.follow = False
+                steps.append(flight.step)
+        return steps
 
     def emissions(self, now_ns: int, step: int = 0) -> list[Emission]:
         """Messages about what ended since the last call outside `apply`."""
@@ -242,20 +250,13 @@ class Scheduler:
         if len(self.waiting):
             self._displace(step)
         writer = PlanWriter(out)
-        stepping = bool(self._stepping) and not self._round
-        if stepping:
-            self._grow_stepping(writer)
         decodes = self._plan_decodes(writer)
-        flight = Flight(step, decodes, [], self._version, False, 0)
+        flight = Flight(step, decodes, [], self._version, False, 0, out.masks, [], {})
         if decodes is not None:
+            flight.bound += decodes.bound
             decodes.steps_left -= 1
             if not decodes.steps_left:
                 self._retire(flight, decodes)
-        if stepping:
-            for request in self._stepping:
-                self._plan_prefill(request, writer, flight, decode=True)
-            self._round.update(self._stepping)
-            self._stepping.clear()
         if self._prefilling or len(self.waiting):
             for request in self._prefilling:
                 self._plan_prefill(request, writer, flight)
@@ -265,7 +266,9 @@ class Scheduler:
             self._prefilling = [each for each in self._prefilling if self.rows.num_scheduled[each.row] < each.target]
         if not writer.num_rows:
             return 0
-        writer.finish(step)
+        if flight.bound:
+            self._give_masks(flight)
+        writer.finish(step, len(flight.bound), flight.follow)
         flight.num_tokens = writer.num_tokens
         self._flights.append(flight)
         return writer.num_tokens
@@ -294,24 +297,10 @@ class Scheduler:
             columns.block_table[growing, index] = blocks
             columns.capacity[growing] += self._block_size
             writer.blocks(growing, index, blocks)
-        writer.decodes(decodes.narrow, starts)
+        writer.decodes(decodes.narrow, starts, decodes.flags)
         starts += 1
         columns.num_scheduled[rows] = starts
         return decodes
-
-    def _grow_stepping(self, writer: PlanWriter) -> None:
-        """A block for each row under a grammar that needs one for its next token; first of all, since it may preempt others."""
-        columns = self.rows
-        for request in list(self._stepping):
-            while request.status is Status.RUNNING and columns.capacity[request.row] < request.target and not self.kv.make_free(1):
-                self._give_way()
-            row = request.row
-            if row >= 0 and columns.capacity[row] < request.target:
-                index = np.array([columns.capacity[row] // self._block_size])
-                blocks = self.kv.pool.take(1)
-                columns.block_table[row, index] = blocks
-                columns.capacity[row] += self._block_size
-                writer.blocks(row, index, blocks)
 
     def _give_way(self) -> bool:
         """Blocks have run out: preempt somebody. False: the one running request must wait for its own step in flight."""
@@ -332,7 +321,18 @@ class Scheduler:
         self._version += 1
         flight.has_last = True
 
-    def _plan_prefill(self, request: Request, writer: PlanWriter, flight: Flight, decode: bool = False) -> None:
+    def _give_masks(self, flight: Flight) -> None:
+        """The masks that are there, which are those of rows whose tokens are all known; the others are awaited."""
+        rows = [each.row for each in flight.bound]
+        known = self.rows.num_known[rows] == self.rows.num_scheduled[rows]
+        for at, (each, is_known) in enumerate(zip(flight.bound, known.tolist())):
+            constraint = each.constraint
+            flight.awaited[constraint] = at
+            if is_known and GRAMMAR not in constraint.request.waiting_on:
+                flight.give(constraint)
+        flight.follow = bool(flight.awaited)
+
+    def _plan_prefill(self, request: Request, writer: PlanWriter, flight: Flight) -> None:
         """The next chunk of a row's known tokens, as far as the budget goes."""
         columns, row = self.rows, request.row
         start = int(columns.num_scheduled[row])
@@ -349,23 +349,19 @@ class Scheduler:
             first = max(start + 1, request.prompt_reported)
             num_report = max(min(end + 1, request.num_prompt) - first, 0)
         flags = (RowFlag.SAMPLE if done else 0) | (RowFlag.PROMPT_LOGPROBS if num_report else 0)
+        if done and request.constraint is not None:
+            flags |= RowFlag.GRAMMAR
+            flight.bound.append(bound_of(columns, row))
         generation = int(columns.generation[row])
         place = writer.num_tokens + first - start - 1
-        flight.prefills.append(
-            Prefill(request, row, generation, writer.num_rows, start, end - start, done, place, first, num_report, decode)
-        )
+        flight.prefills.append(Prefill(request, row, generation, writer.num_rows, start, end - start, done, place, first, num_report))
         writer.prefill(row, start, columns.history[row, start:end], int(flags))
-        constraint = request.constraint
-        if done and constraint is not None:
-            assert constraint.mask is not None
-            writer.mask(constraint.mask)
         columns.num_scheduled[row] = end
         self.kv.publish(request, columns.block_table[row], columns.tokens(row), end, flight.step)
         if done:
             flight.has_last |= end >= columns.limit[row]
-            if constraint is None:
-                columns.decoding[row] = end < columns.limit[row]
-                self._version += 1
+            columns.decoding[row] = end < columns.limit[row]
+            self._version += 1
 
     # Admission
 
@@ -460,7 +456,7 @@ class Scheduler:
         ends = self._advance(flight, sampled, hits)
         if ends is not None:
             self._end(sampled, ends)
-        if self._num_constrained:
+        if flight.bound:
             self._ask(flight)
         self.counters.applied(flight, len(sampled.rows), now_ns, int(result.header[ResultHeader.FORWARD_NS]))
         if self._quarantine.alone is not None:
@@ -552,11 +548,12 @@ class Scheduler:
 
     def _ask(self, flight: Flight) -> None:
         """Order the next masks of the rows under a grammar that got a token and go on."""
-        for prefill in flight.prefills:
-            request, row = prefill.request, prefill.row
-            if prefill.sample and request.constraint is not None and self.rows.generation[row] == prefill.generation:
-                request.waiting_on.add(GRAMMAR)
-                self._orders.append(Order(request.constraint, [int(self.rows.history[row, self.rows.num_known[row] - 1])], False))
+        columns, rows = self.rows, np.array([each.row for each in flight.bound])
+        last = columns.history_flat[columns.history_base[rows] + columns.num_known[rows] - 1].tolist()
+        for each, generation, token in zip(flight.bound, columns.generation[rows].tolist(), last):
+            if generation == each.generation:
+                each.constraint.request.waiting_on.add(GRAMMAR)
+                self._orders.append(Order(each.constraint, [token], False))
 
     def _requests_in_flight(self) -> Iterator[Request]:
         for flight in self._flights:
@@ -627,9 +624,8 @@ class Scheduler:
             self._prefilling.remove(request)
         if request.constraint is not None:
             self._num_constrained -= 1
-            self._round.discard(request)
-            if request in self._stepping:
-                self._stepping.remove(request)
+            for flight in self._flights:
+                flight.forget(request.constraint)
         columns.free(row)
         self._version += 1
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from ipc.messages import KVReady, KVSize, StepPlan, WorkerReady
+from ipc.messages import KVReady, KVSize, Masks, StepPlan, WorkerReady
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,12 @@ class WorkerGroup:
 
     def ring(self, step: int, slot: int) -> None:
         """Tell every worker that the plan of `step` is complete."""
-        doorbell = StepPlan(step, slot)
+        self._tell(StepPlan(step, slot))
+
+    def ring_masks(self, step: int) -> None:
+        """Tell every worker that the masks of `step` are complete; its plan's doorbell has rung."""
+        self._tell(Masks(step))
+
+    def _tell(self, doorbell: msgspec.Struct) -> None:
         for identity, _ in self._ready.values():
             self._channel.send(doorbell, identity)

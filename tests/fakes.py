@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,19 @@ import zmq
 from ipc.arena import Arena, Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultFlag, ResultHeader, RowFlag, RowSetup
 from ipc.channels import Channel
 from ipc.config import ChildSpec, Config, ModelInfo
-from ipc.messages import ChildToSupervisor, Drain, KVReady, KVSize, PeerGone, SchedulerToWorker, StepPlan, StepResult, Stop, WorkerReady
+from ipc.messages import (
+    ChildToSupervisor,
+    Drain,
+    KVReady,
+    KVSize,
+    Masks,
+    PeerGone,
+    SchedulerToWorker,
+    StepPlan,
+    StepResult,
+    Stop,
+    WorkerReady,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 EMPTY = -1
@@ -190,6 +203,8 @@ class FakeWorker(threading.Thread):
         self.toy: PagedToy | None = None
         self.error: BaseException | None = None
         self.standing = threading.Event()
+        self._rung: deque[StepPlan] = deque()
+        self._masked: set[int] = set()
         self._loop = asyncio.new_event_loop()
         self._arena = Arena(spec.fds["arena"], Dimensions.of(spec.config, spec.model))
 
@@ -216,10 +231,22 @@ class FakeWorker(threading.Thread):
                     self._channel.send(KVReady(self.spec.index))
                     self.standing.set()
                 case StepPlan():
-                    self._step(message)
+                    self._rung.append(message)
+                    self._go_on()
+                case Masks():
+                    self._masked.add(message.step)
+                    self._go_on()
         except BaseException as error:
             self.error = error
             raise
+
+    def _go_on(self) -> None:
+        while self._rung:
+            first = self._rung[0]
+            if self._arena.plans[first.slot].header[PlanHeader.MASKS_FOLLOW] and first.step not in self._masked:
+                return
+            self._masked.discard(first.step)
+            self._step(self._rung.popleft())
 
     def _step(self, message: StepPlan) -> None:
         plan, result = self._arena.plans[message.slot], self._arena.results[message.slot]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, ResultColumns, RowSetup
+from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, PlanHeader, ResultColumns, RowSetup
 from ipc.config import CacheConfig, Config, ModelConfig, SchedulerConfig, StructuredOutputsConfig
 from ipc.grammar import Grammar, GrammarKind
 from ipc.messages import Finished, FinishReason, PromptLogprobs, Refused, Submit, Tokens
@@ -126,6 +126,7 @@ class Simulation:
         self.toy = self.new_toy(num_blocks)
         self.slots = [(PlanColumns(self.dimensions), ResultColumns(self.dimensions)) for _ in range(NUM_SLOTS)]
         self.in_flight: deque[int] = deque()
+        self.masked: set[int] = set()  # of these, the steps whose late masks are complete
         self.heard: dict[tuple[str, int], Heard] = {}
         self.gone: set[str] = set()
         self.step = 0
@@ -179,10 +180,14 @@ class Simulation:
         return self.slots[(self.step - 1) % NUM_SLOTS][0]
 
     def apply(self) -> bool:
-        """Let the worker compute the oldest step in flight and take its result; False if there is none."""
+        """Let the worker compute the oldest step in flight and take its result; False if there is none, or its masks are not there."""
         if not self.in_flight:
             return False
-        plan, result = self.slots[self.in_flight.popleft() % NUM_SLOTS]
+        plan, result = self.slots[self.in_flight[0] % NUM_SLOTS]
+        self.masked.update(self.scheduler.masked())
+        if plan.header[PlanHeader.MASKS_FOLLOW] and self.in_flight[0] not in self.masked:
+            return False
+        self.masked.discard(self.in_flight.popleft())
         self.toy.run(plan, result)
         self.now += MILLISECOND
         for emission in self.scheduler.apply(result, self.now):
@@ -192,6 +197,7 @@ class Simulation:
 
     def lose_workers(self) -> None:
         self.in_flight.clear()
+        self.masked.clear()
         self.scheduler.workers_lost()
         self.collect()
         self.toy = self.new_toy(self.scheduler.kv.pool.num_blocks)

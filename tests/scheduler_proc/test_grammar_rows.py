@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
-from ipc.arena import PlanHeader, RowFlag
+import pytest
+
+from ipc.arena import NUM_SLOTS, PlanColumns, PlanHeader, RowFlag
 from ipc.grammar import Grammar, GrammarKind
 from ipc.messages import FinishReason, RefuseCode
 from tests.scheduler_proc.simulation import FRONTEND, Simulation, ids, make_config, toy_grammar
@@ -46,27 +48,83 @@ def test_a_request_waits_while_its_grammar_compiles_and_others_go_on() -> None:
     assert sim.heard[FRONTEND, slow].finished
 
 
-def test_rows_without_a_grammar_take_part_in_every_step() -> None:
-    """Under overlap a row under a grammar takes part in every other step; nobody else's steps change for it."""
-    sim = Simulation()
+def num_masks(plan: PlanColumns) -> int:
+    return sum(bool(flag & RowFlag.GRAMMAR) for flag in plan.flags[: int(plan.header[PlanHeader.NUM_ROWS])].tolist())
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_all_rows_take_part_in_every_step(overlap: bool) -> None:
+    """Under overlap the end of a grammar is found one step late, as a stop token is."""
+    sim = Simulation(make_config(overlap=overlap))
     free = sim.submit([5, 6, 8], max_tokens=30, ignore_eos=True)
     bound = sim.submit([5, 6, 7], max_tokens=20, grammar=toy_grammar(*SETS * 2))
-    free_steps = bound_steps = steps = 0
+    steps = 0
     while not sim.heard[FRONTEND, bound].finished:
         sim.serve()
         while sim.plan():
             plan = sim.last_plan
-            count = int(plan.header[PlanHeader.NUM_ROWS])
-            steps += 1
-            flags = plan.flags[:count].tolist()
-            bound_steps += sum(bool(flag & RowFlag.GRAMMAR) for flag in flags)
-            free_steps += sum(not flag & RowFlag.GRAMMAR for flag in flags)
-            assert plan.header[PlanHeader.NUM_MASKS] == sum(bool(flag & RowFlag.GRAMMAR) for flag in flags)
+            if num_masks(plan):
+                steps += 1
+                assert plan.header[PlanHeader.NUM_ROWS] == 2 and plan.header[PlanHeader.NUM_MASKS] == 1
+                assert plan.header[PlanHeader.MASKS_FOLLOW] == (overlap and steps > 1)
         sim.apply()
-    assert free_steps == steps and bound_steps == 12 and steps <= 26
+    assert steps == 12 + overlap
     sim.abort(free)
     sim.run()
     sim.check_outputs()
+
+
+def test_a_step_waits_for_its_masks_and_the_next_one_is_planned() -> None:
+    """The desk answers late: two steps are out, the first of which cannot end, and nothing else stands still."""
+    sim = Simulation()
+    bound = sim.submit([5, 6, 7], max_tokens=20, grammar=toy_grammar(*SETS))
+    free = sim.submit([5, 6, 8], max_tokens=20, ignore_eos=True)
+    sim.turn()
+    assert sim.apply() is False and sim.scheduler.num_in_flight == 1
+    assert sim.plan() and not sim.scheduler.may_plan
+    assert sim.apply() is False and sim.scheduler.masked() == []
+    sim.serve()
+    assert sim.apply() and [len(sim.heard[FRONTEND, handle].tokens) for handle in (bound, free)] == [2, 2]
+    sim.run()
+    sim.check_outputs()
+
+
+def test_nobody_waits_for_the_masks_of_rows_that_are_gone() -> None:
+    """A row leaves while two steps await its masks: both may end, in order; its tokens in them are nobody's."""
+    for leave in (0, 1):
+        sim = Simulation()
+        bound = [sim.submit([5, 6, 7], max_tokens=20, grammar=toy_grammar(*SETS)) for _ in range(2)]
+        free = sim.submit([5, 6, 8], max_tokens=20, ignore_eos=True)
+        sim.turn()
+        sim.plan()
+        steps = list(sim.in_flight)
+        sim.abort(bound[leave])
+        assert sim.scheduler.masked() == [], "the other row's mask is still to come"
+        sim.abort(bound[1 - leave])
+        assert sim.scheduler.masked() == steps and sim.scheduler.masked() == []
+        sim.masked.update(steps)
+        for step in steps:
+            masks = sim.slots[step % NUM_SLOTS][0].masks[:2]
+            assert (masks[:, 0] == 1).all() and not masks[:, 1:].any()
+        sim.run()
+        assert [len(sim.heard[FRONTEND, handle].tokens) for handle in (*bound, free)] == [1, 1, 20]
+
+
+def test_masks_are_told_of_in_the_order_of_steps() -> None:
+    """Rows that only the second step awaits are gone; the first still waits, so the second is not told of before it."""
+    sim = Simulation()
+    last = sim.submit([5, 6, 7], max_tokens=2, grammar=toy_grammar(*SETS))
+    more = sim.submit([5, 6, 7], max_tokens=9, grammar=toy_grammar(*SETS))
+    sim.turn()
+    sim.plan()
+    first, second = sim.in_flight
+    assert [sim.slots[step % NUM_SLOTS][0].header[PlanHeader.NUM_MASKS] for step in (first, second)] == [2, 1]
+    sim.abort(more)
+    assert sim.scheduler.masked() == []
+    sim.abort(last)
+    assert sim.scheduler.masked() == [first, second]
+    sim.masked.update((first, second))
+    sim.run()
 
 
 def test_a_bad_grammar_is_refused_after_all() -> None:
