@@ -18,6 +18,7 @@ from frontend.batch_store import BatchStore
 from frontend.connection import HttpServer
 from frontend.engine_client import EngineClient
 from frontend.file_store import FileStore
+from frontend.fill_in_the_middle import FillInTheMiddle
 from frontend.handlers import batches, chat, completions, files, messages, models, ollama, operation, responses, tokenize
 from frontend.http_errors import Dialect, HttpError
 from frontend.metrics import COUNTERS, Metrics
@@ -77,6 +78,7 @@ class App:
         self.spec, self.arena, self.client, self.metrics, self.version = spec, arena, client, metrics, version
         self.server_config = spec.config.server
         self.admission = Admission(spec, arena)
+        self.middle = FillInTheMiddle(client.tokenizer)
         self.formats = AnswerFormats.of(spec.config.server, client.tokenizer)
         self.in_flight = 0
         self.on_idle: Callable[[], None] | None = None  # called when the last request in flight has ended

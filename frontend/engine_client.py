@@ -170,25 +170,7 @@ class EngineClient:
         outputs, rest = [], iter(streams)
         for prompt in prompts:
             own = list(itertools.islice(rest, len(prompt)))
-            outputs.append(
-                _request_output(
-                    own,
-                    [
-                        CompletionOutput(
-                            each.work.index,
-                            each.text,
-                            each.ids,
-                            each.logprobs,
-                            each.reason,
-                            each.stop_reason,
-                            each.message,
-                            each.reasoning_tokens,
-                        )
-                        for each in own
-                    ],
-                    finished=True,
-                )
-            )
+            outputs.append(_request_output(own, [each.completion() for each in own], finished=True))
         return outputs
 
     def open(self, streams: Sequence[Stream]) -> None:
@@ -217,7 +199,7 @@ class EngineClient:
             self._send_abort(handles)
             for handle in handles:
                 stream = self._forget(handle)
-                if self.metrics is not None and stream is not None:
+                if self.metrics is not None and stream is not None and stream.work.counts:
                     self.metrics.count("request_success", "abort")
             self._count_streams()
 
@@ -351,9 +333,9 @@ class EngineClient:
 
     def _end(self, stream: Stream, reason: str, finished: Finished | None = None, error: Exception | None = None) -> None:
         self._forget(stream.handle)
-        if self.metrics is not None:
+        if self.metrics is not None and stream.work.counts:
             observe(self.metrics, stream, reason, finished)
-        if self.spec.config.log.log_requests:
+        if self.spec.config.log.log_requests and stream.work.counts:
             log.info(
                 "request %s[%d]: %s after %d + %d tokens",
                 stream.work.request_id,

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from frontend.output_split import Delta, Kind, Message, Splitter, Splitting
-from frontend.outputs import Logprob, RequestMetrics, TokenLogprobs
+from frontend.outputs import CompletionOutput, Logprob, RequestMetrics, TokenLogprobs
 from frontend.repetition import RepetitionWatch
 from frontend.stop_strings import StopMatcher
 from frontend.tokenizer import Tokenizer
@@ -33,6 +33,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """One completion to compute: all that a Submit says, checked and tokenized. index: which of the prompt's n completions.
 
     deadline_ns: CLOCK_MONOTONIC nanoseconds at which it fails if it has not ended; 0 is never. splitting: how the text is taken apart.
+    counts: whether metrics and log tell of it; False for the steps of a beam search.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ns: int = 0
     grammar: Grammar | None = None
     splitting: Splitting | None = None
+    counts: bool = True
 
 
 class Stream:
@@ -223,6 +225,19 @@ class CollectStream(Stream):
     @property
     def reasoning_tokens(self) -> int:
         return self._splitter.reasoning_tokens if self._splitter is not None else 0
+
+    def completion(self) -> CompletionOutput:
+        """What came of it, when it has ended."""
+        return CompletionOutput(
+            self.work.index,
+            self.text,
+            self.ids,
+            self.logprobs,
+            self.reason,
+            self.stop_reason,
+            self.message,
+            self.reasoning_tokens,
+        )
 
     def push(self, token: int) -> bool:
         if self.row is not None:

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from ipc.grammar import StructuredOutputsParams
     from ipc.sampling_params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
     from quire.async_llm import AsyncLLM
+    from quire.beam_search import BeamSearchOutput, BeamSearchParams
     from quire.llm import LLM
 
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "ConfigError",
     "EngineDeadError",
@@ -41,6 +44,7 @@ __all__ = [
 _HOMES = {
     "LLM": "quire.llm",
     "AsyncLLM": "quire.async_llm",
+    **dict.fromkeys(("BeamSearchOutput", "BeamSearchParams"), "quire.beam_search"),
     **dict.fromkeys(("RepetitionDetectionParams", "RequestOutputKind", "SamplingParams"), "ipc.sampling_params"),
     "StructuredOutputsParams": "ipc.grammar",
     "RequestOutput": "frontend.outputs",

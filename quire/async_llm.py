@@ -15,6 +15,8 @@ from ipc.arena import EngineStats
 from ipc.config import Config, ModelInfo
 from ipc.errors import EngineDeadError
 from ipc.sampling_params import RequestOutputKind, SamplingParams
+from quire import beam_search
+from quire.beam_search import BeamSearchOutput, BeamSearchParams
 from quire.engine import EmbeddedEngine
 from quire.prompts import Message, default_params, one
 
@@ -117,6 +119,11 @@ class AsyncLLM:
                 yield output
         finally:
             await outputs.aclose()
+
+    async def beam_search(self, prompt: str | list[int] | Mapping[str, Any], params: BeamSearchParams) -> BeamSearchOutput:
+        """The most likely continuations of one prompt. Cancelling the caller aborts it."""
+        search = beam_search.run(self._engine.client, [one(prompt)], params, params.beam_width)
+        return (await asyncio.wrap_future(self._engine.submit(search)))[0]
 
     async def abort(self, request_id: str) -> None:
         """Stop a request; its iterator ends with finish reason 'abort'. An unknown id is ignored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,8 @@ from frontend.tokenizer import Tokenizer
 from ipc.arena import EngineStats
 from ipc.config import Config
 from ipc.sampling_params import SamplingParams
-from quire import offline
+from quire import beam_search, offline
+from quire.beam_search import BeamSearchOutput, BeamSearchParams
 from quire.engine import EmbeddedEngine
 from quire.prompts import Message, Prompt, Prompts, as_list, conversations, default_params, params_for
 
@@ -91,6 +93,18 @@ class LLM:
         for output, (text, _) in zip(outputs, encoded):
             output.prompt = text
         return outputs
+
+    def beam_search(self, prompts: Prompts, params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """The most likely continuations of each prompt. Otherwise as `generate`."""
+        limit = offline.in_flight_limit(self._engine.config.scheduler)
+        work = self._engine.submit(beam_search.run(self._engine.client, as_list(prompts), params, limit))
+        try:
+            return work.result()
+        except CancelledError:
+            self._engine.check()
+            raise
+        finally:
+            work.cancel()
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer: encode, decode, apply_chat_template."""

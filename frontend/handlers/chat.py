@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from frontend.beam_search import run
 from frontend.body import decoder, read_json
 from frontend.chat_stream import call_json
 from frontend.conversation import echoed, prepare_chat
@@ -50,6 +51,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     arrival_ns = time.monotonic_ns()
     body = await read_json(request, _DECODER, app.server_config.max_body_bytes)
     identity = body.request_id or f"chatcmpl-{secrets.token_hex(14)}"
+    beams = body.beams()
     works = await prepare_chat(app, body, identity, arrival_ns)
     echo = echoed(body)
     shape = SHAPE_OF_IDS if body.return_tokens_as_token_ids else SHAPE
@@ -62,7 +64,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     def choice(index: int, output: RequestOutput, place: int) -> dict[str, Any]:
         return _choice(app, body, works[0].params.logprobs or 0, echo, index, output, place)
 
-    outputs = await app.client.run(answer.prompts)
+    outputs = await run(app.client, answer.prompts, beams)
     return outputs_json(answer, outputs, "chat.completion", choice, more=_about_prompt(app, body, works[0], outputs[0]))
 
 

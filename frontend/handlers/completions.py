@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiohttp import web
 
+from frontend.beam_search import run
+from frontend.best_of import keep_best
 from frontend.body import decoder, read_json
-from frontend.generation import Answer, floor, outputs_json, prompt_logprobs_json, stream_answer, token_name
-from frontend.http_errors import not_supported
+from frontend.generation import Answer, floor, outputs_json, prompt_logprobs_json, stream_answer, token_name, usage_of
 from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.completions import CompletionRequest
 from frontend.schemas.numbers import integer
@@ -20,6 +21,7 @@ from frontend.sse import Usage, encode, prompt_text
 from frontend.stream import Work
 from frontend.tokenizer import Tokenizer
 from ipc.errors import InvalidRequestError
+from ipc.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from frontend.app import App
@@ -55,31 +57,65 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     body = await read_json(request, _DECODER, app.server_config.max_body_bytes)
     app.check_model(body.model)
     body.check(app.spec.config.scheduler.scheduling_policy)
-    if body.suffix:
-        raise not_supported("suffix is not supported by this version of quire", "suffix")
-    logprobs = integer("logprobs", body.logprobs)
-    max_tokens = integer("max_tokens", body.max_tokens)
-    echo = bool(body.echo)
-    nothing = max_tokens == 0
-    if nothing and not echo:
+    beams = body.beams()
+    identity = body.request_id or f"cmpl-{secrets.token_hex(14)}"
+    works = await _prepare(app, body, _params(app, body), identity, arrival_ns)
+    tokenizer = app.client.tokenizer
+    texts = [prompt_text(prompt[0], tokenizer) for prompt in works] if body.echo or body.return_prompt_text else []
+    shape = SHAPE_OF_IDS if body.return_tokens_as_token_ids else SHAPE
+    echo = texts if body.echo else None
+    answer = Answer(identity, app.spec.model.name, works, shape, echo, body.include_usage, body.continuous_usage, body.extras)
+    if body.max_tokens == 0:
+        return await _prompt_only(app, body, answer, texts)
+    if body.stream:
+        return await stream_answer(app, request, answer)
+    outputs = await run(app.client, works, beams)
+    usage, count = usage_of(outputs), body.count
+    if count < len(works[0]):
+        for output in outputs:
+            keep_best(output, count, integer("logprobs", body.logprobs) is not None)
+
+    def choice(index: int, output: RequestOutput, place: int) -> dict[str, Any]:
+        return _choice(tokenizer, body, texts[index // count] if texts else "", index, output, place)
+
+    return outputs_json(answer, outputs, "text_completion", choice, usage)
+
+
+def _params(app: App, body: CompletionRequest) -> SamplingParams:
+    """The engine's parameters. Raises InvalidRequestError."""
+    logprobs, max_tokens = integer("logprobs", body.logprobs), integer("max_tokens", body.max_tokens)
+    if max_tokens == 0 and not body.echo:
         raise InvalidRequestError("max_tokens must be at least 1, unless echo is set", "max_tokens")
-    if nothing and body.stream:
+    if max_tokens == 0 and body.stream:
         raise InvalidRequestError("an answer of max_tokens 0 cannot be streamed", "max_tokens")
-    wanted = DEFAULT_MAX_TOKENS if max_tokens is None else 1 if nothing else max_tokens
-    params = body.sampling_params(app.spec.model, logprobs, wanted)
-    if echo and logprobs is not None and params.prompt_logprobs is None:
+    if body.echo and body.suffix:
+        raise InvalidRequestError("echo cannot be combined with suffix", "echo")
+    if body.suffix and body.truncate_prompt_tokens is not None:
+        raise InvalidRequestError("truncate_prompt_tokens cannot be combined with suffix", "truncate_prompt_tokens")
+    pool = body.pool()
+    # The best of several are found by their logprobs.
+    wanted = 0 if logprobs is None and pool > body.count else logprobs
+    params = body.sampling_params(app.spec.model, wanted, DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens or 1)
+    changes: dict[str, Any] = {"n": pool}
+    if body.echo and logprobs is not None and params.prompt_logprobs is None:
         if body.stream:
             raise InvalidRequestError("echo with logprobs cannot be streamed", "echo")
         # Echoed logprobs cover the prompt, so the prompt's are asked for as well.
-        params = msgspec.structs.replace(params, prompt_logprobs=logprobs)
+        changes["prompt_logprobs"] = logprobs
+    if body.suffix:
+        changes["stop_token_ids"] = [*params.stop_token_ids, *app.middle.stop_token_ids]
+    return msgspec.structs.replace(params, **changes)
+
+
+async def _prepare(app: App, body: CompletionRequest, params: SamplingParams, identity: str, arrival_ns: int) -> list[list[Work]]:
+    """For each prompt, its completions. Raises InvalidRequestError and admission's errors."""
     prompts = body.prompts(app.server_config.max_prompts_per_request)
     app.check_count(len(prompts) * params.n)
-    identity = body.request_id or f"cmpl-{secrets.token_hex(14)}"
     works = []
     for place, prompt in enumerate(prompts):
         works.append(
             await app.client.preparer.prepare(
-                prompt,
+                await app.middle.ids(prompt, body.suffix) if body.suffix else prompt,
                 params,
                 request_id=identity if len(prompts) == 1 else f"{identity}-{place}",
                 priority=integer("priority", body.priority) or 0,
@@ -90,21 +126,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
                 truncation=body.truncation(),
             )
         )
-    tokenizer = app.client.tokenizer
-    texts = [prompt_text(prompt[0], tokenizer) for prompt in works] if echo or body.return_prompt_text else []
-    shape = SHAPE_OF_IDS if body.return_tokens_as_token_ids else SHAPE
-    answer = Answer(
-        identity, app.spec.model.name, works, shape, texts if echo else None, body.include_usage, body.continuous_usage, body.extras
-    )
-    if nothing:
-        return await _prompt_only(app, body, answer, texts)
-    if body.stream:
-        return await stream_answer(app, request, answer)
-
-    def choice(index: int, output: RequestOutput, place: int) -> dict[str, Any]:
-        return _choice(tokenizer, body, texts[index // params.n] if texts else "", index, output, place)
-
-    return outputs_json(answer, await app.client.run(answer.prompts), "text_completion", choice)
+    return works
 
 
 def _optional(entries: list[TokenLogprobs]) -> list[TokenLogprobs | None]:

@@ -97,6 +97,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     audio: Any = None
     modalities: list[str] | None = None
     prediction: Any = None
+    best_of: Int = None
     web_search_options: Any = None
 
     def read_tools(self) -> Tools:
@@ -114,6 +115,8 @@ class ChatRequest(GenerationRequest, kw_only=True):
         for name in ("functions", "function_call", "chat_template", "audio", "prediction", "web_search_options"):
             if getattr(self, name) not in (None, [], "none"):
                 raise not_supported(f"{name} is not supported by this version of quire", name)
+        if self.best_of not in (None, 1):
+            raise not_supported("best_of is a field of /v1/completions", "best_of")
         if self.modalities not in (None, [], ["text"]):
             raise not_supported("modalities other than text are not supported", "modalities")
         if self.top_logprobs is not None and self.top_logprobs and not self.logprobs:

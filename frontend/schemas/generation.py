@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from frontend.beam_search import Wishes
 from frontend.http_errors import not_supported
 from frontend.preparation import Truncation
 from frontend.schemas.numbers import Int, integer
@@ -22,12 +23,10 @@ from ipc.errors import InvalidRequestError
 from ipc.sampling_params import RepetitionDetectionParams, SamplingParams
 
 MAX_SALT = 128
+MAX_LENGTH_PENALTY = 10
 
 # Field name to the values that mean nothing and may pass; anything else would be dropped in silence.
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "best_of": (1,),
     "prompt_embeds": (),
     "thinking_token_budget": (),
     "logprob_token_ids": ([],),
@@ -110,6 +109,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     truncation_side: str | None = None
     stream_interval: Int = None
     repetition_detection: Repetition | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     timeout: float | None = None  # seconds from the request's arrival
     # Older and other engines' names for structured_outputs (frontend/schemas/structured.py).
     structured_outputs: Any = None
@@ -122,9 +124,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     ebnf: Any = None
     json_schema: Any = None
     # Refused unless they say nothing; declared so that they are seen at all.
-    use_beam_search: Any = None
-    length_penalty: Any = None
-    best_of: Any = None
     prompt_embeds: Any = None
     thinking_token_budget: Any = None
     logprob_token_ids: Any = None
@@ -160,6 +159,28 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         interval = integer("stream_interval", self.stream_interval) or 1
         return Extras(bool(self.return_token_ids), bool(self.return_prompt_text), interval)
 
+    @property
+    def count(self) -> int:
+        """n. Raises InvalidRequestError when it is no integer."""
+        count = integer("n", self.n)
+        return 1 if count is None else count
+
+    def beams(self) -> Wishes | None:
+        """How to search for the most likely answers; None to draw them. Raises InvalidRequestError."""
+        if not self.use_beam_search:
+            for name, harmless in (("length_penalty", 1.0), ("early_stopping", False)):
+                if getattr(self, name) not in (None, harmless):
+                    raise InvalidRequestError(f"{name} needs use_beam_search", name)
+            return None
+        if self.stream:
+            raise InvalidRequestError("the results of a beam search cannot be streamed", "stream")
+        power, early = self.length_penalty, self.early_stopping
+        if power is not None and not -MAX_LENGTH_PENALTY <= power <= MAX_LENGTH_PENALTY:
+            raise InvalidRequestError(f"length_penalty must be between -{MAX_LENGTH_PENALTY} and {MAX_LENGTH_PENALTY}", "length_penalty")
+        if isinstance(early, str) and early != "never":
+            raise InvalidRequestError("early_stopping must be true, false or 'never'", "early_stopping")
+        return Wishes(self.count, 1.0 if power is None else power, early or False)
+
     def truncation(self) -> Truncation | None:
         """How to shorten the prompt. Raises InvalidRequestError."""
         limit = integer("truncate_prompt_tokens", self.truncate_prompt_tokens)
@@ -193,7 +214,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
 
         Raises InvalidRequestError for values that have no meaning; ranges are checked by SamplingParams.validate.
         """
-        values: dict[str, Any] = {"logprobs": logprobs, "max_tokens": max_tokens, **model.generation_defaults}
+        values: dict[str, Any] = {"logprobs": logprobs, "max_tokens": max_tokens}
+        if not self.use_beam_search:  # the model's advice is about drawing
+            values |= model.generation_defaults
         for name in (
             "temperature",
             "top_p",

@@ -108,8 +108,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"bad_words": [""]}, "bad_words"),
     ({"bad_words": ["x" * 10_000]}, "bad_words"),
     ({"suffix": "x"}, "suffix"),
-    ({"best_of": 3}, "best_of"),
-    ({"use_beam_search": True}, "use_beam_search"),
+    ({"best_of": 0}, "best_of"),
+    ({"use_beam_search": "yes"}, "use_beam_search"),
     ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
     ({"stream": "yes"}, "stream"),
 ]

@@ -1,0 +1,229 @@
+"""Beam search: the most likely continuations of a prompt, found by steps of one token for every beam.
+
+`BeamSearch` is the search itself: what the model says of each beam goes in, the beams to extend come out. It decides as the Transformers
+library's `generate(num_beams=...)` does, which is the oracle of its tests. `search` runs one over the engine: each step submits every
+beam with the tokens it has, and the prefix cache holds what the beams share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from frontend.outputs import CompletionOutput, RequestOutput
+from frontend.stream import CollectStream, Gather, LogprobRow, Stream, Work
+from frontend.tokenizer import Tokenizer
+from ipc.errors import InvalidRequestError
+from ipc.messages import Finished, FinishReason
+from ipc.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from frontend.engine_client import EngineClient
+
+FIELD = "use_beam_search"
+EarlyStopping = bool | str
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How to search. width: beams, and results. length_penalty: a result's score is its log-probability by its length to this power.
+
+    early_stopping: True ends as soon as there are `width` results; False when no beam, at its present length, beats the worst of them;
+    'never' when none can, whatever its length.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+
+
+@dataclass(slots=True)
+class Beam:
+    """Tokens so far, the log-probability of all of them, and what the model said at each. score, reason: of a result."""
+
+    ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    rows: list[LogprobRow] = field(default_factory=list)
+    score: float = 0.0
+    reason: FinishReason = FinishReason.LENGTH
+
+
+class BeamSearch:
+    """One search. running: beams to extend, the best first. results: those that have ended, the best first."""
+
+    def __init__(self, wishes: Wishes, stop_ids: frozenset[int], max_tokens: int, min_tokens: int = 0) -> None:
+        self._wishes, self._stop_ids = wishes, stop_ids
+        self._max_tokens, self._min_tokens = max_tokens, min_tokens
+        self.running: list[Beam] = [Beam()]
+        self.results: list[Beam] = []
+
+    @property
+    def num_candidates(self) -> int:
+        """How many of the most likely tokens of each beam decide: enough that beams are left even if the best all end."""
+        return max(2, 1 + len(self._stop_ids)) * self._wishes.width
+
+    def step(self, rows: Sequence[LogprobRow]) -> None:
+        """Extend the beams: rows[i] tells of the tokens that may follow running[i]. Nothing runs any more when the search is over."""
+        width = self._wishes.width
+        found = [
+            (beam.logprob + value, place, token, rank)
+            for place, (beam, row) in enumerate(zip(self.running, rows))
+            for rank, (token, value) in enumerate(zip(row[2], row[3]))
+            if token >= 0 and not (token in self._stop_ids and len(beam.ids) + 1 < self._min_tokens)
+        ]
+        found.sort(key=lambda each: (-each[0], each[1], each[2]))
+        going: list[Beam] = []
+        for number, (logprob, place, token, rank) in enumerate(found[: self.num_candidates]):
+            parent, row = self.running[place], rows[place]
+            beam = Beam([*parent.ids, token], logprob, [*parent.rows, (row[3][rank], rank + 1, row[2], row[3])])
+            stops = token in self._stop_ids
+            if stops or len(beam.ids) >= self._max_tokens:
+                # Others are only here so that enough go on.
+                if number < width:
+                    beam.reason = FinishReason.STOP if stops else FinishReason.LENGTH
+                    self._end(beam)
+            elif len(going) < width:
+                going.append(beam)
+        self.running = [] if self._is_over(going) else going
+
+    def _end(self, beam: Beam) -> None:
+        if self._wishes.early_stopping is True and len(self.results) == self._wishes.width:
+            return
+        beam.score = beam.logprob / len(beam.ids) ** self._wishes.length_penalty
+        self.results.append(beam)
+        self.results.sort(key=lambda each: -each.score)
+        del self.results[self._wishes.width :]
+
+    def _is_over(self, going: list[Beam]) -> bool:
+        if not going:
+            return True
+        if len(self.results) < self._wishes.width:
+            return False
+        if self._wishes.early_stopping is True:
+            return True
+        power = self._wishes.length_penalty
+        length = self._max_tokens if self._wishes.early_stopping == "never" and power > 0 else len(going[0].ids)
+        return going[0].logprob / float(length**power) <= self.results[-1].score
+
+
+class _StepStream(Stream):
+    """Reads the one token of a beam's step, and of it only what the model said."""
+
+    __slots__ = ("_gather", "said")
+
+    def __init__(self, work: Work, tokenizer: Tokenizer, gather: Gather) -> None:
+        super().__init__(work, tokenizer)
+        self._gather = gather
+        self.said: LogprobRow | None = None
+
+    def push(self, token: int) -> bool:
+        self.said = self.row
+        return False
+
+    def push_last(self, token: int) -> None:
+        self.said = self.row
+
+    def on_end(self) -> None:
+        self._gather.ended(self.error)
+
+
+async def run(client: EngineClient, prompts: Sequence[Sequence[Work]], beams: Wishes | None) -> list[RequestOutput]:
+    """Each prompt's completions: drawn, or with `beams` searched for. If one fails, the others are aborted."""
+    if beams is None:
+        return await client.run(prompts)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(search(client, works, beams)) for works in prompts]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result()[0] for task in tasks]
+
+
+async def search(client: EngineClient, works: Sequence[Work], wishes: Wishes) -> tuple[RequestOutput, list[Beam]]:
+    """The best continuations of one prompt. works: one for each of `wishes.width` results, as `Preparer.prepare` makes them.
+
+    Raises InvalidRequestError for parameters that beam search cannot honour. Cancelling the caller aborts it.
+    """
+    work = works[0]
+    _check(work)
+    params = work.params
+    stop_ids = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else client.spec.model.eos_token_ids)
+    found = BeamSearch(wishes, stop_ids, params.max_tokens or 1, params.min_tokens)
+    limit = client.spec.config.model.max_logprobs
+    if found.num_candidates > limit:
+        most = limit * wishes.width // found.num_candidates
+        raise InvalidRequestError(f"with beam search n may be at most {most} on this server (--max-logprobs {limit})", "n")
+    cached: int | None = None
+    while found.running:
+        streams = await _step(client, work, found)
+        if cached is None:
+            cached = streams[0].cached_tokens
+        found.step([stream.said for stream in streams if stream.said is not None])
+    outputs = [_written(client.tokenizer, each, beam) for each, beam in zip(works, found.results)]
+    if client.metrics is not None:
+        client.metrics.count("request_success", outputs[0].finish_reason or "stop")
+    return RequestOutput(
+        work.request_id, work.prompt, work.prompt_ids, None, outputs, finished=True, num_cached_tokens=cached
+    ), found.results
+
+
+async def _step(client: EngineClient, work: Work, found: BeamSearch) -> list[_StepStream]:
+    """One token more for each beam."""
+    gather = Gather(asyncio.get_running_loop(), len(found.running))
+    streams = []
+    for place, beam in enumerate(found.running):
+        length = len(beam.ids) + 1
+        params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, logprobs=found.num_candidates)
+        identity = f"{work.request_id}-beam-{place}"
+        step = msgspec.structs.replace(work, request_id=identity, index=0, params=params, splitting=None, counts=False)
+        stream = _StepStream(step, client.tokenizer, gather)
+        stream.ids = list(beam.ids)
+        streams.append(stream)
+    try:
+        client.open(streams)
+        await gather.future
+    finally:
+        client.drop(streams)
+    return streams
+
+
+def _written(tokenizer: Tokenizer, work: Work, beam: Beam) -> CompletionOutput:
+    """A result as if its tokens had come from the engine one by one."""
+    gather = Gather(asyncio.get_running_loop(), 1)
+    stream = CollectStream(work, tokenizer, gather)
+    stops = beam.reason is FinishReason.STOP
+    for place, (token, row) in enumerate(zip(beam.ids, beam.rows), 1):
+        stream.ids.append(token)
+        stream.row = row if work.params.logprobs is not None else None
+        if stops and place == len(beam.ids):
+            stream.push_last(token)
+        else:
+            stream.push(token)
+    stream.end("stop" if stops else "length", Finished(0, beam.reason, beam.ids[-1] if stops else -1))
+    return stream.completion()
+
+
+# Field to the value at which it does nothing.
+_NEUTRAL = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "stop": [],
+    "logit_bias": {},
+    "bad_words": [],
+    "allowed_token_ids": None,
+    "prompt_logprobs": None,
+    "repetition_detection": None,
+}
+
+
+def _check(work: Work) -> None:
+    for name, neutral in _NEUTRAL.items():
+        if getattr(work.params, name) != neutral:
+            raise InvalidRequestError(f"{name} cannot be combined with beam search", name)
+    if work.grammar is not None:
+        raise InvalidRequestError(f"{work.grammar.param} cannot be combined with beam search", work.grammar.param)

@@ -1,0 +1,81 @@
+"""The search by itself, over a table of probabilities small enough to search exhaustively."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from frontend.beam_search import Beam, BeamSearch, Wishes
+from ipc.messages import FinishReason
+
+VOCAB = 5
+END = 4
+NO_STOP: frozenset[int] = frozenset()
+
+
+def logprob_of(ids: tuple[int, ...], token: int) -> float:
+    """Of `token` after `ids`: any fixed distribution that depends on both."""
+    weights = [math.sin(1 + 7 * each + 3 * sum((at + 2) * other for at, other in enumerate(ids))) + 1.1 for each in range(VOCAB)]
+    return math.log(weights[token] / sum(weights))
+
+
+def rows(search: BeamSearch) -> list[tuple[float, int, list[int], list[float]]]:
+    found = []
+    for beam in search.running:
+        values = sorted(((logprob_of(tuple(beam.ids), token), token) for token in range(VOCAB)), reverse=True)
+        found.append((values[0][0], 1, [token for _, token in values], [value for value, _ in values]))
+    return found
+
+
+def searched(wishes: Wishes, stop: frozenset[int], max_tokens: int, min_tokens: int = 0) -> list[Beam]:
+    search = BeamSearch(wishes, stop, max_tokens, min_tokens)
+    while search.running:
+        assert len(search.running) <= wishes.width
+        search.step(rows(search))
+    return search.results
+
+
+def total(ids: tuple[int, ...]) -> float:
+    return sum(logprob_of(ids[:at], token) for at, token in enumerate(ids))
+
+
+def test_a_beam_as_wide_as_the_tree_finds_the_best() -> None:
+    best = sorted(itertools.product(range(VOCAB), repeat=3), key=lambda ids: -total(ids))
+    results = searched(Wishes(width=VOCAB**2), NO_STOP, 3)
+    assert [tuple(beam.ids) for beam in results[:10]] == best[:10]
+    assert [beam.score for beam in results[:10]] == pytest.approx([total(ids) / 3 for ids in best[:10]])
+    assert all(beam.reason is FinishReason.LENGTH for beam in results)
+
+
+def test_results_end_at_a_stop_token_and_nowhere_else() -> None:
+    results = searched(Wishes(width=4, early_stopping="never"), frozenset({END}), 6)
+    assert len(results) == 4
+    assert any(beam.reason is FinishReason.STOP for beam in results)
+    for beam in results:
+        assert END not in beam.ids[:-1]
+        assert (beam.ids[-1] == END) == (beam.reason is FinishReason.STOP)
+        assert beam.logprob == pytest.approx(total(tuple(beam.ids)))
+        assert beam.score == pytest.approx(beam.logprob / len(beam.ids))
+    assert [beam.score for beam in results] == sorted((beam.score for beam in results), reverse=True)
+
+
+def test_stopping_early_takes_the_first_that_end() -> None:
+    wide = searched(Wishes(width=3, early_stopping=True, length_penalty=3.0), frozenset({END}), 20)
+    patient = searched(Wishes(width=3, early_stopping="never", length_penalty=3.0), frozenset({END}), 20)
+    assert max(len(beam.ids) for beam in wide) < max(len(beam.ids) for beam in patient)
+    assert patient[0].score >= wide[0].score
+
+
+def test_no_end_before_min_tokens() -> None:
+    results = searched(Wishes(width=3), frozenset({END}), 6, min_tokens=4)
+    assert all(END not in beam.ids[:3] for beam in results)
+
+
+def test_what_the_model_said_goes_with_each_token() -> None:
+    for beam in searched(Wishes(width=3), NO_STOP, 4):
+        for at, (token, row) in enumerate(zip(beam.ids, beam.rows)):
+            logprob, rank, top_ids, top_logprobs = row
+            assert logprob == pytest.approx(logprob_of(tuple(beam.ids[:at]), token))
+            assert top_ids[rank - 1] == token and top_logprobs[rank - 1] == logprob

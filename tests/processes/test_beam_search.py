@@ -1,0 +1,104 @@
+"""Beam search over real processes gives the sequences and scores of the Transformers library's `generate(num_beams=...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+
+from quire import LLM, BeamSearchParams, InvalidRequestError
+from tests import oracle
+
+LENGTH = 6
+PROMPTS = [[5, 6, 7], list(range(300, 333))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its probabilities are neither flat nor steep, so that beams change places."""
+    return oracle.make_model(tmp_path_factory.mktemp("beams"), seed=3, initializer_range=0.12)
+
+
+@pytest.fixture(scope="module")
+def llm(model: str) -> Iterator[LLM]:
+    with LLM(model, max_num_seqs=16, block_size=4) as engine:
+        yield engine
+
+
+def expected(path: str, prompt: list[int], width: int, stop: int, **options: Any) -> list[tuple[list[int], float]]:
+    import torch
+
+    found = oracle.load(path).generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        num_beams=width,
+        num_return_sequences=width,
+        max_new_tokens=LENGTH,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=0,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+    results = []
+    for row, score in zip(found.sequences.tolist(), found.sequences_scores.tolist()):
+        ids = row[len(prompt) :]
+        results.append((ids[: ids.index(stop) + 1] if stop in ids else ids, score))
+    return results
+
+
+@cache
+def likely_stop(path: str, prompt: tuple[int, ...]) -> int:
+    """A token in the middle of a good result, so that a search that stops there has results of several lengths."""
+    return expected(path, list(prompt), 4, 2)[1][0][LENGTH // 2]
+
+
+@pytest.mark.parametrize("early_stopping, length_penalty", [(False, 1.0), (True, -1.0), ("never", 0.0)])
+def test_sequences_and_scores(llm: LLM, model: str, early_stopping: bool | str, length_penalty: float) -> None:
+    lengths = set()
+    for prompt in PROMPTS:
+        stop = likely_stop(model, tuple(prompt))
+        wanted = expected(model, prompt, 4, stop, early_stopping=early_stopping, length_penalty=length_penalty)
+        params = BeamSearchParams(
+            beam_width=4,
+            max_tokens=LENGTH,
+            ignore_eos=True,
+            stop_token_ids=[stop],
+            early_stopping=early_stopping,
+            length_penalty=length_penalty,
+        )
+        [output] = llm.beam_search([prompt], params)
+        assert [each.tokens[len(prompt) :] for each in output.sequences] == [ids for ids, _ in wanted]
+        assert [each.score for each in output.sequences] == pytest.approx([score for _, score in wanted], abs=1e-4)
+        for each in output.sequences:
+            assert each.finish_reason == ("stop" if each.tokens[-1] == stop else "length")
+            total = sum(entry[token].logprob for token, entry in zip(each.tokens[len(prompt) :], each.logprobs))
+            assert each.cum_logprob == pytest.approx(total, abs=1e-4)
+        lengths |= {len(ids) for ids, _ in wanted}
+    assert len(lengths) > 1, "the stop token never mattered"
+
+
+def test_many_prompts_and_one_beam(llm: LLM, model: str) -> None:
+    params = BeamSearchParams(beam_width=1, max_tokens=4, ignore_eos=True)
+    outputs = llm.beam_search(PROMPTS * 6, params)
+    assert [output.sequences[0].tokens for output in outputs] == [prompt + oracle.greedy(model, prompt, 4) for prompt in PROMPTS] * 6
+    first = outputs[0].sequences[0]
+    assert first.text == llm.get_tokenizer().decode(first.tokens[3:])
+
+
+@pytest.mark.parametrize(
+    "change, param",
+    [
+        ({"beam_width": 0}, "beam_width"),
+        ({"beam_width": 11}, "n"),
+        ({"temperature": 1.0}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_what_cannot_be_searched(llm: LLM, change: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        llm.beam_search(["a b"], BeamSearchParams(**{"beam_width": 2, "max_tokens": 4, **change}))
+    assert caught.value.param == param
