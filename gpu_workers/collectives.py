@@ -1,19 +1,26 @@
 """What the ranks of one tensor-parallel group say to each other.
 
-A group of one costs nothing: its methods give back what they got. Several CPU ranks meet through a file in the runtime directory
-(never a listening TCP store) and talk over gloo on the loopback interface.
+A group of one costs nothing: its methods give back what they got. Several ranks meet through files in the runtime directory (never a
+listening TCP store); CPU ranks then talk over gloo on the loopback interface, GPU ranks over NCCL.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
-from ipc.errors import ConfigError
+from ipc.arena import I64, Stat
+from ipc.errors import ConfigError, QuireError
 
 RENDEZVOUS_SECONDS = 300
+MEETING_SECONDS = 0.02  # between two looks
+# A rank that has not shown a sign of life for so long does not take part any more.
+SILENT_SECONDS = 5.0
 
 
 class Collectives:
@@ -76,9 +83,43 @@ class GlooCollectives(Collectives):
 
 
 def join(rank: int, size: int, backend: str, rendezvous: str) -> Collectives:
-    """The group of `size` ranks that meet at the file `rendezvous`; blocks until all are there."""
+    """The group of `size` ranks that meet at files named after `rendezvous`, which no earlier group has used; blocks until all are there.
+
+    Raises QuireError naming the ranks that did not come.
+    """
     if size == 1:
         return Collectives()
-    if backend != "gloo":
-        raise ConfigError(f"no collectives for {backend} in this version")
-    return GlooCollectives(rank, size, rendezvous)
+    if backend == "gloo":
+        meet(rank, size, rendezvous, lambda: b"")
+        return GlooCollectives(rank, size, rendezvous)
+    from gpu_workers import nccl
+
+    return nccl.join(rank, size, nccl.id_of(meet(rank, size, rendezvous, nccl.new_id)))
+
+
+def meet(rank: int, size: int, rendezvous: str, word: Callable[[], bytes], seconds: float = RENDEZVOUS_SECONDS) -> bytes:
+    """Wait until all ranks are here; what rank 0's word() gave. Raises QuireError naming the ranks that did not come in time."""
+    places = [Path(f"{rendezvous}.rank{each}") for each in range(size)]
+    unfinished = Path(f"{places[rank]}.new")
+    unfinished.write_bytes(word() if rank == 0 else b"")
+    unfinished.rename(places[rank])  # whoever sees it sees all of it
+    deadline = time.monotonic() + seconds
+    while missing := [each for each, place in enumerate(places) if not place.exists()]:
+        if time.monotonic() > deadline:
+            raise QuireError(f"rank {rank} waited {seconds:.0f} s for {_ranks(missing)} of {size}, which did not come")
+        time.sleep(MEETING_SECONDS)
+    return places[0].read_bytes()
+
+
+def who_is_silent(records: Sequence[I64], now_ns: int) -> str:
+    """Why a step does not end, by the ranks' status records: which of them give no sign of life, or else are behind."""
+    silent = [rank for rank, record in enumerate(records) if now_ns - record[Stat.HEARTBEAT_NS] > SILENT_SECONDS * 1e9]
+    if silent:
+        return f"{_ranks(silent)} gave no sign of life for {SILENT_SECONDS:.0f} s"
+    steps = [int(record[Stat.STEPS]) for record in records]
+    behind = [rank for rank, count in enumerate(steps) if count < max(steps)]
+    return f"{_ranks(behind)} did not follow (steps done by rank: {steps})" if behind else f"all ranks stand at step {steps[0]}"
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

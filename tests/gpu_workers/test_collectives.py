@@ -1,0 +1,146 @@
+"""How ranks meet, who is named when one does not come, and NCCL's calls, with a communicator between threads in NCCL's place."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpu_workers.collectives import Collectives, join, meet, who_is_silent
+from gpu_workers.nccl import NCCLCollectives, id_of, new_id
+from ipc.arena import STATUS_WORDS, Stat
+from ipc.errors import QuireError
+
+SIZES = {2: (4, torch.int32), 9: (2, torch.bfloat16), 7: (4, torch.float32)}
+
+
+class Communicators:
+    """As much of cupy.cuda.nccl as is used, for ranks that are threads of this process; memory is the host's."""
+
+    NCCL_SUM, NCCL_INT32, NCCL_FLOAT32 = 0, 2, 7
+
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size, timeout=20)
+        self.given: dict[int, tuple[int, int]] = {}
+        self.streams: list[int] = []
+        self.aborted: list[int] = []
+
+    def NcclCommunicator(self, size: int, unique_id: Any, rank: int) -> Any:
+        assert unique_id == "the id"
+        return SimpleNamespace(
+            allReduce=lambda send, receive, count, dtype, op, stream: self._exchange(
+                rank, send, receive, count, dtype, stream, lambda parts: torch.stack(parts).sum(0)
+            ),
+            allGather=lambda send, receive, count, dtype, stream: self._exchange(rank, send, receive, count, dtype, stream, torch.cat),
+            broadcast=lambda send, receive, count, dtype, root, stream: self._exchange(
+                rank, send, receive, count, dtype, stream, lambda parts: parts[root]
+            ),
+            abort=lambda: self.aborted.append(rank),
+        )
+
+    def _exchange(
+        self, rank: int, send: int, receive: int, count: int, dtype: int, stream: int, combine: Callable[[list[torch.Tensor]], torch.Tensor]
+    ) -> None:
+        self.given[rank] = send, count
+        self.streams.append(stream)
+        self.barrier.wait()
+        result = combine([_at(*self.given[each], dtype).clone() for each in sorted(self.given)])
+        self.barrier.wait()
+        _at(receive, result.numel(), dtype).copy_(result)
+        self.barrier.wait()
+
+
+def _at(address: int, count: int, dtype: int) -> torch.Tensor:
+    size, kind = SIZES[dtype]
+    return torch.frombuffer((ctypes.c_uint8 * (size * count)).from_address(address), dtype=kind)
+
+
+def in_threads(size: int, work: Callable[[int], Any]) -> list[Any]:
+    results: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        results[rank] = work(rank)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
+
+
+def test_ranks_talk_over_the_communicator() -> None:
+    fake = Communicators(3)
+
+    def work(rank: int) -> list[Any]:
+        ranks = NCCLCollectives(rank, 3, fake, "the id", lambda: 41)
+        total = ranks.all_reduce(torch.full((2, 5), float(rank + 1), dtype=torch.bfloat16))
+        columns = ranks.gather_columns(torch.arange(4.0).view(2, 2) + 10 * rank)
+        token = ranks.broadcast(torch.tensor([rank + 7], dtype=torch.int32))
+        share = ranks.share(12, "heads")
+        ranks.close()
+        return [total.tolist(), None if columns is None else columns.tolist(), token.tolist(), share]
+
+    results = in_threads(3, work)
+    for rank, (total, columns, token, share) in enumerate(results):
+        assert total == [[6.0] * 5] * 2
+        assert columns == ([[0, 1, 10, 11, 20, 21], [2, 3, 12, 13, 22, 23]] if rank == 0 else None)
+        assert (token, share) == ([7], 4)
+    assert set(fake.streams) == {41}
+    assert sorted(fake.aborted) == [0, 1, 2]
+
+
+def test_one_rank_is_one_rank_whatever_the_backend() -> None:
+    for backend in ("gloo", "nccl"):
+        ranks = join(0, 1, backend, "/nowhere")
+        assert type(ranks) is Collectives
+        x = torch.ones(2, 3)
+        assert ranks.all_reduce(x) is x
+        assert ranks.gather_columns(x) is x
+
+
+def test_ranks_meet_and_get_the_first_ones_word(tmp_path: Path) -> None:
+    place = str(tmp_path / "ranks-7")
+    assert in_threads(3, lambda rank: meet(rank, 3, place, lambda: b"the id\x00\xff", 20)) == [b"the id\x00\xff"] * 3
+
+
+def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
+    place = str(tmp_path / "ranks-7")
+    Path(f"{place}.rank2").touch()
+    with pytest.raises(QuireError, match="rank 1 waited 0 s for ranks 0, 3 of 4"):
+        meet(1, 4, place, lambda: b"", 0)
+
+
+def test_an_id_passes_through_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy gives it as C chars, which are negative from 128 on."""
+    raw = tuple(range(-64, 64))
+    binding = SimpleNamespace(get_unique_id=lambda: raw)
+    for name, module in (("cupy", SimpleNamespace(cuda=SimpleNamespace(nccl=binding))), ("cupy.cuda", SimpleNamespace(nccl=binding))):
+        monkeypatch.setitem(sys.modules, name, module)
+    assert len(new_id()) == 128
+    assert id_of(new_id()) == raw
+
+
+@pytest.mark.parametrize(
+    "ages, steps, said",
+    [
+        ([0, 9, 0], [5, 5, 5], "rank 1 gave no sign of life"),
+        ([0, 0, 1], [5, 4, 4], "ranks 1, 2 did not follow"),
+        ([0, 0], [5, 5], "step 5"),
+    ],
+)
+def test_the_silent_rank_is_named(ages: list[int], steps: list[int], said: str) -> None:
+    records = []
+    for age, count in zip(ages, steps):
+        record = np.zeros(STATUS_WORDS, np.int64)
+        record[Stat.HEARTBEAT_NS], record[Stat.STEPS] = (100 - age) * 10**9, count
+        records.append(record)
+    assert said in who_is_silent(records, 100 * 10**9)
