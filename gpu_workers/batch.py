@@ -20,13 +20,13 @@ Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class StepInputs:
-    """One step over n scheduled rows with T new tokens in all, in row order.
+class StepRows:
+    """What a plan itself says of a step over n scheduled rows with T new tokens in all, in row order.
 
     rows int64[n]: places in the batch. num_new, start, seq_lens int64[n]: new tokens, tokens before them, both together.
-    flags int32[n]: RowFlag. query_starts int64[n + 1]: where each row's tokens begin. row_of_token int64[T]: index into rows.
-    token_ids, positions, slots int64[T]. sample_at int64[s]: which of the n rows sample. block_tables int32[n, blocks_per_row].
-    masked_at int64[k]: which of the s entries of sample_at have a mask; masks int32[k, words]: theirs, in the plan's memory.
+    flags int32[n]: RowFlag. query_starts int64[n + 1]: where each row's tokens begin. given int32: ids of the tokens of rows without
+    DEVICE_TOKEN. sample_at int64[s]: which of the n rows sample. masked_at int64[k]: which of the s entries of sample_at have a mask;
+    masks int32[k, words]: theirs, in the plan's memory.
     """
 
     rows: I64
@@ -35,14 +35,53 @@ class StepInputs:
     seq_lens: I64
     flags: I32
     query_starts: I64
+    given: I32
+    sample_at: I64
+    masked_at: I64
+    masks: I32
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.query_starts[-1])
+
+    @classmethod
+    def of(cls, plan: PlanColumns, vocab_size: int) -> StepRows:
+        """Raises ProtocolError if the plan contradicts itself or holds an id that is no token."""
+        count = int(plan.header[PlanHeader.NUM_ROWS])
+        num_new = plan.num_new[:count].astype(np.int64)
+        start = plan.start[:count].astype(np.int64)
+        flags = plan.flags[:count].copy()
+        query_starts = np.zeros(count + 1, np.int64)
+        np.cumsum(num_new, out=query_starts[1:])
+        total = int(query_starts[-1])
+        if total != plan.header[PlanHeader.NUM_TOKENS]:
+            raise ProtocolError(f"the plan's rows have {total} new tokens, its header says {plan.header[PlanHeader.NUM_TOKENS]}")
+        given = plan.token_ids[: int(plan.header[PlanHeader.NUM_TOKEN_IDS])]
+        missing = total - int(num_new[(flags & RowFlag.DEVICE_TOKEN) != 0].sum())
+        if missing != len(given):
+            raise ProtocolError(f"the plan gives {len(given)} token ids for {missing} tokens")
+        if given.size and (given.min() < 0 or given.max() >= vocab_size):
+            raise ProtocolError(f"the plan holds a token id outside 0 .. {vocab_size - 1}")
+        sample_at = np.flatnonzero(flags & RowFlag.SAMPLE)
+        masked_at = np.flatnonzero(flags[sample_at] & RowFlag.GRAMMAR)
+        num_masks = int(plan.header[PlanHeader.NUM_MASKS])
+        if num_masks != len(masked_at) or num_masks != np.count_nonzero(flags & RowFlag.GRAMMAR):
+            raise ProtocolError(f"the plan gives {num_masks} masks for {len(masked_at)} rows that sample under one")
+        masks = plan.masks[:num_masks]
+        rows = plan.row[:count].astype(np.int64)
+        return cls(rows, num_new, start, start + num_new, flags, query_starts, given, sample_at, masked_at, masks)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs(StepRows):
+    """A step with its tokens. row_of_token int64[T]: index into rows. token_ids, positions, slots int64[T].
+    block_tables int32[n, blocks_per_row]."""
+
     row_of_token: I64
     token_ids: I64
     positions: I64
     slots: I64
-    sample_at: I64
     block_tables: I32
-    masked_at: I64
-    masks: I32
 
 
 class Batch:
@@ -62,58 +101,28 @@ class Batch:
 
     def inputs(self, plan: PlanColumns) -> StepInputs:
         """The step's columns. Raises ProtocolError if the plan contradicts itself or holds an id that is no token."""
-        count = int(plan.header[PlanHeader.NUM_ROWS])
-        rows = plan.row[:count].astype(np.int64)
-        num_new = plan.num_new[:count].astype(np.int64)
-        start = plan.start[:count].astype(np.int64)
-        flags = plan.flags[:count].copy()
-        query_starts = np.zeros(count + 1, np.int64)
-        np.cumsum(num_new, out=query_starts[1:])
-        total = int(query_starts[-1])
-        if total != plan.header[PlanHeader.NUM_TOKENS]:
-            raise ProtocolError(f"the plan's rows have {total} new tokens, its header says {plan.header[PlanHeader.NUM_TOKENS]}")
-        row_of_token = np.repeat(np.arange(count), num_new)
-        positions = np.arange(total) + (start - query_starts[:-1])[row_of_token]
-        tables = self.block_tables[rows]
+        step = StepRows.of(plan, self._vocab_size)
+        row_of_token = np.repeat(np.arange(len(step.rows)), step.num_new)
+        positions = np.arange(len(row_of_token)) + (step.start - step.query_starts[:-1])[row_of_token]
+        tables = self.block_tables[step.rows]
         block, offset = np.divmod(positions, self._block_size)
-        sample_at = np.flatnonzero(flags & RowFlag.SAMPLE)
-        masked_at = np.flatnonzero(flags[sample_at] & RowFlag.GRAMMAR)
         return StepInputs(
-            rows=rows,
-            num_new=num_new,
-            start=start,
-            seq_lens=start + num_new,
-            flags=flags,
-            query_starts=query_starts,
+            *(getattr(step, name) for name in StepRows.__slots__),
             row_of_token=row_of_token,
-            token_ids=self._token_ids(plan, rows, flags, row_of_token),
+            token_ids=self._token_ids(step, row_of_token),
             positions=positions,
             slots=tables[row_of_token, block].astype(np.int64) * self._block_size + offset,
-            sample_at=sample_at,
             block_tables=tables,
-            masked_at=masked_at,
-            masks=self._masks(plan, flags, len(masked_at)),
         )
-
-    def _masks(self, plan: PlanColumns, flags: I32, count: int) -> I32:
-        given = int(plan.header[PlanHeader.NUM_MASKS])
-        if given != count or given != np.count_nonzero(flags & RowFlag.GRAMMAR):
-            raise ProtocolError(f"the plan gives {given} masks for {count} rows that sample under one")
-        return plan.masks[:given]
 
     def remember(self, rows: I64, tokens: npt.NDArray[np.integer]) -> None:
         """Keep the tokens just sampled for `rows`, for plans that say DEVICE_TOKEN."""
         self.last_token[rows] = tokens
 
-    def _token_ids(self, plan: PlanColumns, rows: I64, flags: I32, row_of_token: I64) -> I64:
-        from_device: Bool = (flags & RowFlag.DEVICE_TOKEN) != 0
-        given = plan.token_ids[: int(plan.header[PlanHeader.NUM_TOKEN_IDS])]
+    def _token_ids(self, step: StepRows, row_of_token: I64) -> I64:
+        from_device: Bool = (step.flags & RowFlag.DEVICE_TOKEN) != 0
         ids = np.empty(len(row_of_token), np.int64)
         of_device = from_device[row_of_token]
-        if len(ids) - np.count_nonzero(of_device) != len(given):
-            raise ProtocolError(f"the plan gives {len(given)} token ids for {len(ids) - np.count_nonzero(of_device)} tokens")
-        if given.size and (given.min() < 0 or given.max() >= self._vocab_size):
-            raise ProtocolError(f"the plan holds a token id outside 0 .. {self._vocab_size - 1}")
-        ids[~of_device] = given
-        ids[of_device] = self.last_token[rows[row_of_token[of_device]]]
+        ids[~of_device] = step.given
+        ids[of_device] = self.last_token[step.rows[row_of_token[of_device]]]
         return ids

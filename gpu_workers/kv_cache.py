@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from gpu_workers.device.base import Device
-from ipc.arena import Dimensions
+from gpu_workers.device.base import Device, Serving
 from ipc.config import Config, parse_bytes
 from ipc.errors import ConfigError
 
@@ -37,15 +36,16 @@ def bytes_per_block(num_layers: int, num_kv_heads: int, block_size: int, head_di
     return 2 * num_layers * num_kv_heads * block_size * head_dim * dtype.itemsize
 
 
-def affordable_blocks(config: Config, device: Device, block_bytes: int, dimensions: Dimensions) -> int:
+def affordable_blocks(config: Config, device: Device, block_bytes: int, serving: Serving) -> int:
     """How many blocks this worker can hold: as its memory allows, and never more than the whole batch could use.
 
     Raises ConfigError when not even one block fits.
     """
+    dimensions = serving.arena.dimensions
     most = dimensions.rows * dimensions.blocks_per_row + 1
     if config.cache.num_blocks:
         return min(most, config.cache.num_blocks)
-    memory = device.kv_cache_bytes(parse_bytes(config.cache.kv_cache_memory))
+    memory = device.kv_cache_bytes(parse_bytes(config.cache.kv_cache_memory), serving)
     if memory < block_bytes:
         raise ConfigError(f"kv_cache_memory of {memory} bytes cannot hold one KV block of {block_bytes} bytes")
     return min(most, memory // block_bytes)

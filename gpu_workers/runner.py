@@ -5,6 +5,7 @@ Between them the scheduler may still write masks into the plan (docs/architectur
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -65,13 +66,21 @@ class ModelRunner:
         return Begun(step, hidden, self._logits(step, hidden))
 
     @torch.inference_mode()
-    def finish(self, begun: Begun, result: ResultColumns) -> None:
-        """Sample, and write the result; the plan's masks are complete."""
+    def finish(self, begun: Begun, result: ResultColumns, done: Callable[[], None]) -> None:
+        """Sample, write the result, and call done(); the plan's masks are complete."""
         step = begun.inputs
         self._sample(step, begun.logits, result)
         if (step.flags & RowFlag.PROMPT_LOGPROBS).any():
             self._prompt_logprobs(step, begun.hidden, result)
         result.header[ResultHeader.NUM_ROWS] = len(step.rows)
+        done()
+
+    @property
+    def waiting_seconds(self) -> float:
+        return 0.0
+
+    def spare_time(self) -> bool:
+        return False
 
     def _setup(self, plan: PlanColumns) -> None:
         size = int(plan.header[PlanHeader.SETUP_BYTES])

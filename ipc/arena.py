@@ -337,6 +337,11 @@ class Arena:
             self.results.append(ResultColumns(dimensions, view[offset : offset + result_size]))
             offset += result_size
 
+    @property
+    def memory(self) -> U8:
+        """All of the mapping, as bytes."""
+        return np.frombuffer(self._memory, np.uint8)
+
     @staticmethod
     def size_of(dimensions: Dimensions) -> int:
         """Bytes of the whole arena."""

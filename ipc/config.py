@@ -84,6 +84,11 @@ class DeviceConfig(_Section, frozen=True):
         Literal["auto", "cpu", "cuda"], Meta(description="auto takes CUDA where there is a usable GPU, else the CPU, and says so.")
     ] = "auto"
     cpu_threads: Annotated[int, Meta(ge=0, description="Compute threads per CPU worker; 0 shares the cores among the workers.")] = 0
+    gpu_memory_utilization: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Share of a GPU's memory that may be in use, other programs' part included."),
+    ] = 0.9
+    enforce_eager: Annotated[bool, Meta(description="Launch every kernel by itself on the GPU, without recorded graphs.")] = False
 
 
 class StructuredOutputsConfig(_Section, frozen=True):

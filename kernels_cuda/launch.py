@@ -63,6 +63,12 @@ def on_stream(handle: int) -> AbstractContextManager[Any]:
     return backend().stream(handle)
 
 
+def open_backend(index: int) -> None:
+    """Launch through CuPy on the GPU of this number from now on, in this thread. Raises KernelError when it cannot be used."""
+    global _backend
+    _backend = CupyBackend(index)
+
+
 def backend() -> Backend:
     """What launches now; CuPy on the current device unless a test said otherwise. Raises KernelError without a usable GPU."""
     global _backend
@@ -103,9 +109,9 @@ def architectures_for(major: int, minor: int) -> tuple[str, ...]:
 
 
 class CupyBackend:
-    """Launches through CuPy on the current CUDA device."""
+    """Launches through CuPy on the GPU `index`, or on the current one."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: int | None = None) -> None:
         try:
             import cupy
         except ImportError as error:
@@ -114,6 +120,8 @@ class CupyBackend:
             ) from None
         self._cupy = cupy
         try:
+            if index is not None:
+                cupy.cuda.Device(index).use()
             capability = cupy.cuda.Device().compute_capability  # "90", "120"
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise KernelError(_no_device(str(error))) from None

@@ -20,6 +20,8 @@ HEADS_PER_BLOCK = 8
 SPLIT_STEP = 64  # split sizes are multiples of what the warps of a block take in one turn
 MIN_SPLIT = 128  # below this a block's start and its merge cost more than the tokens
 FIXED_SPLIT = 512  # of the deterministic mode
+REGISTERS = 1 << 16  # of a multiprocessor
+RESERVED_SHARED = 1 << 10  # bytes of a block's shared memory that are the driver's
 
 
 @cache
@@ -114,6 +116,15 @@ def shared_bytes(head_dim: int, kv_bytes: int) -> int:
     warps, stages = geometry(head_dim, kv_bytes)
     pitch = (head_dim * kv_bytes // 16 | 1) * 16
     return max(warps * stages * 2 * TILE * pitch, warps * HEADS_PER_BLOCK * (head_dim + 4 + 2) * 4)
+
+
+def resident_blocks(multiprocessors: int, shared_memory: int, head_dim: int, kv_bytes: int) -> int:
+    """How many blocks a GPU runs at once: as registers and shared_memory (bytes) of each multiprocessor allow."""
+    warps, _ = geometry(head_dim, kv_bytes)
+    registers = SOURCE.budget("paged_decode", _variant(head_dim, int(kv_bytes == 1), "BF16"))
+    by_registers = REGISTERS // (registers * warps * 32)
+    by_shared_memory = shared_memory // (shared_bytes(head_dim, kv_bytes) + RESERVED_SHARED)
+    return multiprocessors * max(1, min(by_registers, by_shared_memory))
 
 
 def decode_attention(

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ipc.arena import Arena, PlanColumns, ResultColumns
+from ipc.config import ModelInfo
+
 if TYPE_CHECKING:
-    from gpu_workers.attention import Attention
-    from gpu_workers.kv_cache import KVCache
+    from gpu_workers.collectives import Collectives
     from gpu_workers.layers.ops import Ops
-    from gpu_workers.models.spec import DecoderSpec
+    from gpu_workers.models.decoder import Decoder
+
+# Calls something on the loop's thread, as loop.call_soon_threadsafe does.
+Deliver = Callable[[Callable[[], None]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a worker serves: the loaded model, what is known of its directory, this rank's group, and the engine's shared memory."""
+
+    model: Decoder
+    info: ModelInfo
+    ranks: Collectives
+    arena: Arena
 
 
 class Device(Protocol):
-    """name: for logs. torch_device: where tensors live. collectives: torch.distributed's backend for several ranks."""
+    """name: for logs. torch_device: where tensors live. collectives: over what several ranks talk, gloo or nccl."""
 
     name: str
     torch_device: torch.device
@@ -29,7 +45,7 @@ class Device(Protocol):
         """Called before each forward pass of num_tokens tokens through so many weights of this rank."""
         ...
 
-    def kv_cache_bytes(self, wanted: int | None) -> int:
+    def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:
         """Bytes this worker may give to KV blocks, now that the weights are loaded; None decides by what is free."""
         ...
 
@@ -49,12 +65,44 @@ class Device(Protocol):
         """The small operations between matrix products."""
         ...
 
-    def prepare(self, shape: AttentionShape) -> None:
-        """Start what attention of this shape needs and what takes time; called once, before the weights are read."""
+    def prepare(self, shape: AttentionShape, weight_bytes: int) -> None:
+        """Start what attention of this shape needs and what takes time; called once, before about so many bytes of weights are read.
+
+        Raises ConfigError when the device cannot compute this shape, or has no room for the weights.
+        """
         ...
 
-    def attention(self, spec: DecoderSpec, cache: KVCache) -> Attention:
-        """The attention backend over `cache`."""
+    def explain(self, error: BaseException) -> BaseException:
+        """What to tell of an error at start: itself, or a ConfigError with what a user can do about it."""
+        ...
+
+    def runner(self, serving: Serving, num_blocks: int, deliver: Deliver) -> Runner:
+        """What executes plans, with a KV cache of its own; called once. Results come through `deliver` where they come later."""
+        ...
+
+
+class Runner(Protocol):
+    """Executes plans in order, each in two halves: `finish` what `begin` gave before the next `begin`."""
+
+    def begin(self, plan: PlanColumns) -> Any:
+        """Compute a plan up to the logits, or give it to the device, without a look at its masks. The result has the step's
+        StepRows as `inputs`.
+
+        Raises ProtocolError or msgspec.ValidationError for a plan that makes no sense.
+        """
+        ...
+
+    def finish(self, begun: Any, result: ResultColumns, done: Callable[[], None]) -> None:
+        """Sample; the plan's masks are complete. Calls done() when the result is, at once or later on the loop."""
+        ...
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long the step that the device is at has been waited for."""
+        ...
+
+    def spare_time(self) -> bool:
+        """Use a moment without work for what makes later steps faster; whether there is more of it to do."""
         ...
 
 

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 
 from gpu_workers.attention.cpu_decode import DecodeKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
-from gpu_workers.device.base import AttentionShape, PackedLinear
+from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runner, Serving
 from gpu_workers.layers.cpu_ops import CPUOps
 from gpu_workers.layers.ops import Ops
 from ipc.config import Config
 
 if TYPE_CHECKING:
-    from gpu_workers.attention import Attention
     from gpu_workers.kv_cache import KVCache
     from gpu_workers.models.spec import DecoderSpec
 
@@ -46,6 +45,7 @@ class CPUDevice:
     collectives = "gloo"
 
     def __init__(self, config: Config) -> None:
+        self._block_size = config.cache.block_size
         self.num_workers = config.parallel.tensor_parallel_size
         self.threads = config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // self.num_workers)
         self.decode_kernel: DecodeKernel | None = None
@@ -62,7 +62,7 @@ class CPUDevice:
         alone = max(2 * num_tokens * num_weights / CORE_FLOPS, weight_bytes / CORE_BANDWIDTH)
         torch.set_num_threads(1 if alone < WORTH_THREADS_SECONDS else self.threads)
 
-    def kv_cache_bytes(self, wanted: int | None) -> int:
+    def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:
         return wanted if wanted is not None else min(KV_BYTES_MOST, int(available_memory() * KV_SHARE_OF_FREE) // self.num_workers)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -82,10 +82,19 @@ class CPUDevice:
         self.fused_ops = CPUOps(dtype, self.threads)
         return self.fused_ops
 
-    def prepare(self, shape: AttentionShape) -> None:
+    def prepare(self, shape: AttentionShape, weight_bytes: int) -> None:
         self.decode_kernel = DecodeKernel(shape, self.threads)
 
-    def attention(self, spec: DecoderSpec, cache: KVCache) -> Attention:
+    def explain(self, error: BaseException) -> BaseException:
+        return error
+
+    def runner(self, serving: Serving, num_blocks: int, deliver: Deliver) -> Runner:
+        from gpu_workers.runner import ModelRunner
+
+        return ModelRunner(serving.model, self, serving.ranks, serving.arena.dimensions, self._block_size, num_blocks)
+
+    def attention(self, spec: DecoderSpec, cache: KVCache) -> CPUPagedAttention:
+        """The attention backend over `cache`."""
         assert self.decode_kernel is not None
         return CPUPagedAttention(spec, cache, self.decode_kernel)
 

@@ -28,7 +28,8 @@ def load(config: Config, model: ModelInfo, device: Device, ranks: Collectives, p
     dtype = device.dtype(config.model.dtype, reader.dtype())
     reader.refuse_unread()
     heads = Heads.of(spec, ranks)
-    device.prepare(AttentionShape(spec.head_dim, heads.num // heads.num_kv, heads.num_kv, config.cache.block_size, dtype))
+    shape = AttentionShape(spec.head_dim, heads.num // heads.num_kv, heads.num_kv, config.cache.block_size, dtype)
+    device.prepare(shape, spec.num_weights * dtype.itemsize // ranks.size)
     decoder = Decoder(spec, model.max_model_len, ranks, dtype, device)
     parts = list(decoder.parts())
     if config.model.load_format == "dummy":

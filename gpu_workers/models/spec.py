@@ -56,5 +56,12 @@ class DecoderSpec:
     logit_scale: float = 1.0
 
     @property
+    def num_weights(self) -> int:
+        """Elements of all matrices."""
+        attention = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim * self.hidden_size
+        layer = attention + 3 * self.hidden_size * self.intermediate_size
+        return self.num_layers * layer + (1 if self.tied_head else 2) * self.vocab_size * self.hidden_size
+
+    @property
     def softmax_scale(self) -> float:
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale

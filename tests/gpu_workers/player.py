@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 
 from gpu_workers.collectives import Collectives
-from gpu_workers.device import open_device
+from gpu_workers.device import Device, open_device
+from gpu_workers.device.base import Serving
 from gpu_workers.models.load import load
-from gpu_workers.runner import ModelRunner
 from ipc import config as ipc_config
 from ipc import model_info
-from ipc.arena import Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultFlag, ResultHeader, RowFlag, RowSetup
+from ipc.arena import NUM_SLOTS, Arena, Dimensions, PlanHeader, ResultFlag, ResultHeader, RowFlag, RowSetup
 from ipc.config import Config
 
 
@@ -37,21 +39,26 @@ class Row:
 
 
 class Player:
-    """One model on this process's CPU, and a scheduler that a test moves by hand.
+    """One model on a device of this process, the CPU by default, and a scheduler that a test moves by hand.
 
     Blocks are given out in a shuffled order, so that tables are scattered from the first request on.
     """
 
-    def __init__(self, path: str, *, ranks: Collectives | None = None, seed: int = 0, num_blocks: int = 256, **flags: object) -> None:
+    def __init__(
+        self, path: str, *, ranks: Collectives | None = None, seed: int = 0, num_blocks: int = 256,
+        opened: Callable[[Config], Device] = lambda config: open_device("cpu", 0, config), **flags: object,
+    ) -> None:  # fmt: skip
         self.config: Config = ipc_config.load({"max_num_seqs": 8, "max_num_batched_tokens": 512, "cpu_threads": 1, **flags}, environ={})
         info = model_info.read(path, self.config.model, "test")
         self.dimensions = Dimensions.of(self.config, info)
-        self.device = open_device("cpu", 0, self.config)
+        self.device = opened(self.config)
         ranks = ranks or Collectives()
         self.model = load(self.config, info, self.device, ranks, lambda done, total: None)
         self.block_size = self.config.cache.block_size
-        self.runner = ModelRunner(self.model, self.device, ranks, self.dimensions, self.block_size, num_blocks)
-        self.plan, self.result = PlanColumns(self.dimensions), ResultColumns(self.dimensions)
+        self.arena = Arena.create(self.dimensions)
+        os.close(self.arena.fd)  # the mapping stays
+        self.serving = Serving(self.model, info, ranks, self.arena)
+        self.runner = self.device.runner(self.serving, num_blocks, lambda call: call())
         self._free = list(np.random.default_rng(seed).permutation(np.arange(1, num_blocks)))
         self._setups: list[RowSetup] = []
         self._updates: list[tuple[int, int, int]] = []
@@ -81,9 +88,9 @@ class Player:
 
     def step(self, work: Sequence[tuple[Row, int]], device_token: bool = True) -> list[int]:
         """Compute so many new tokens of each row; rows whose known tokens end there sample. Returns the tokens sampled, -1 for none."""
-        plan, ids = self.plan, []
-        header = plan.header
         self._step += 1
+        plan, ids = self.arena.plans[self._step % NUM_SLOTS], []
+        header = plan.header
         for place, (row, count) in enumerate(work):
             end = row.computed + count
             while len(row.blocks) * self.block_size < end:
@@ -106,7 +113,10 @@ class Player:
         header[PlanHeader.NUM_TOKENS], header[PlanHeader.NUM_TOKEN_IDS] = sum(count for _, count in work), len(ids)
         header[PlanHeader.NUM_BLOCK_UPDATES], header[PlanHeader.SETUP_BYTES] = len(self._updates), len(setup)
         self._updates, self._setups = [], []
-        self.runner.finish(self.runner.begin(plan), self.result)
+        self.result = self.arena.results[self._step % NUM_SLOTS]
+        done = threading.Event()
+        self.runner.finish(self.runner.begin(plan), self.result, done.set)
+        assert done.wait(60)
         return self._apply(work)
 
     wants_prompt_logprobs: frozenset[int] = frozenset()

@@ -175,7 +175,7 @@ def test_groups_bound_padding_and_cover_all_rows() -> None:
     step = StepInputs(
         rows=column, num_new=num_new, start=start, seq_lens=start + num_new, flags=column.astype(np.int32), query_starts=column,
         row_of_token=column, token_ids=column, positions=column, slots=column, sample_at=column, block_tables=column.astype(np.int32)[None],
-        masked_at=column[:0], masks=np.zeros((0, 1), np.int32),
+        masked_at=column[:0], masks=np.zeros((0, 1), np.int32), given=column[:0].astype(np.int32),
     )  # fmt: skip
     some = np.flatnonzero(num_new > 1)
     groups = group_rows(step, some)
