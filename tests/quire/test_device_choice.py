@@ -1,10 +1,11 @@
-"""auto, cpu and cuda, with and without a GPU."""
+"""auto, cpu and cuda, with and without a GPU, and with one that cannot be used."""
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -13,33 +14,65 @@ from quire import device_choice
 
 
 @pytest.mark.parametrize(
-    "gpus, serves, device, expected",
+    "gpus, device, expected",
     [
-        (0, True, "auto", ("cpu", device_choice.NO_GPU)),
-        (0, True, "cpu", ("cpu", "")),
-        (2, True, "auto", ("cuda", "")),
-        (2, True, "cuda", ("cuda", "")),
-        (2, True, "cpu", ("cpu", "")),
-        (2, False, "auto", ("cpu", device_choice.NOT_YET)),
+        (0, "auto", ("cpu", device_choice.NO_GPU)),
+        (0, "cpu", ("cpu", "")),
+        (2, "auto", ("cuda", "")),
+        (2, "cuda", ("cuda", "")),
+        (2, "cpu", ("cpu", "")),
     ],
 )
-def test_choices(
-    gpus: int, serves: bool, device: Literal["auto", "cpu", "cuda"], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_choices(gpus: int, device: Literal["auto", "cpu", "cuda"], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_choice, "count_gpus", lambda: gpus)
-    monkeypatch.setattr(device_choice, "CUDA_SERVES", serves)
     assert device_choice.choose(device) == expected
     assert "\n" not in expected[1]
 
 
-@pytest.mark.parametrize(
-    "gpus, serves, expected", [(0, True, "no usable NVIDIA GPU"), (0, False, "no usable"), (1, False, "not built yet")]
-)
-def test_cuda_that_cannot_be_had(gpus: int, serves: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_choice, "count_gpus", lambda: gpus)
-    monkeypatch.setattr(device_choice, "CUDA_SERVES", serves)
-    with pytest.raises(ConfigError, match=expected):
+def test_cuda_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_choice, "count_gpus", lambda: 0)
+    with pytest.raises(ConfigError, match=r"no usable NVIDIA GPU.*--device cpu"):
         device_choice.choose("cuda")
+
+
+class Driver:
+    """As much of libcuda as is asked."""
+
+    def __init__(self, init: int = 0, count: int = 1, version: int = 13_000, later: int = 0) -> None:
+        self.init, self.count, self.version, self.later = init, count, version, later
+
+    def cuInit(self, flags: int) -> int:
+        return self.init
+
+    def cuDeviceGetCount(self, out: Any) -> int:
+        ctypes.cast(out, ctypes.POINTER(ctypes.c_int))[0] = self.count
+        return self.later
+
+    def cuDriverGetVersion(self, out: Any) -> int:
+        ctypes.cast(out, ctypes.POINTER(ctypes.c_int))[0] = self.version
+        return 0
+
+
+@pytest.mark.parametrize("driver, expected", [(Driver(), 1), (Driver(count=8, version=13_020), 8), (Driver(init=100), 0)])
+def test_gpus_the_driver_offers(driver: Driver, expected: int) -> None:
+    assert device_choice.ask(driver) == expected
+
+
+@pytest.mark.parametrize(
+    "driver, message",
+    [
+        (Driver(init=803), "fails .CUDA error 803.*--device cpu"),
+        (Driver(later=999), "CUDA error 999"),
+        (Driver(version=12_040), "too old: it offers CUDA 12.4.*driver 580.*--device cpu"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_an_error(driver: Driver, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for auto, which would otherwise serve ten times more slowly than its user thinks."""
+    monkeypatch.setattr(device_choice, "count_gpus", lambda: device_choice.ask(driver))
+    for device in ("auto", "cuda"):
+        with pytest.raises(ConfigError, match=message):
+            device_choice.choose(device)
+    assert device_choice.choose("cpu") == ("cpu", "")
 
 
 def test_asking_the_driver_loads_no_torch() -> None:
