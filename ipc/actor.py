@@ -24,7 +24,7 @@ from ipc.arena import Arena, Dimensions, Stat, State
 from ipc.channels import Channel
 from ipc.config import ChildSpec
 from ipc.errors import ConfigError
-from ipc.messages import Drain, Fatal, Hello, Loading, PeerGone, Peers, Ready, Stop, SupervisorToChild
+from ipc.messages import Drain, Fatal, Hello, Loading, PeerGone, Peers, Ready, ResetPrefixCache, SetLogLevel, Stop, SupervisorToChild
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,9 @@ class Actor:
 
     def on_peer_gone(self, message: PeerGone) -> None:
         """Another process died."""
+
+    def on_reset_prefix_cache(self) -> None:
+        """Forget what no request uses; the scheduler's matter."""
 
     def ready(self, detail: str = "") -> None:
         self.status[Stat.STATE] = State.READY
@@ -145,6 +148,10 @@ class Actor:
                 self.on_peers(message)
             case PeerGone():
                 self.on_peer_gone(message)
+            case SetLogLevel():
+                logs.set_level(message.level)
+            case ResetPrefixCache():
+                self.on_reset_prefix_cache()
 
     def _on_supervisor_death(self) -> None:
         log.error("the supervisor is gone; ending")

@@ -258,9 +258,25 @@ class PeerGone(_Message, frozen=True, tag=28):
     epoch: int
 
 
+class SetLogLevel(_Message, frozen=True, tag=29):
+    """Log from this severity on; one of ipc.logs.LEVELS."""
+
+    level: str
+
+
+class ResetPrefixCache(_Message, frozen=True, tag=30):
+    """Forget all KV blocks that no request uses. The scheduler answers PrefixCacheReset."""
+
+
+class PrefixCacheReset(_Message, frozen=True, tag=31):
+    """So many blocks were forgotten."""
+
+    num_blocks: int
+
+
 FrontendToScheduler = Submit | Abort
 SchedulerToFrontend = Tokens | Refused
 SchedulerToWorker = StepPlan | Masks | KVSize
 WorkerToScheduler = StepResult | WorkerReady | KVReady
-ChildToSupervisor = Hello | Ready | Loading | Fatal | Drained
-SupervisorToChild = Drain | Stop | Peers | PeerGone
+ChildToSupervisor = Hello | Ready | Loading | Fatal | Drained | PrefixCacheReset
+SupervisorToChild = Drain | Stop | Peers | PeerGone | SetLogLevel | ResetPrefixCache

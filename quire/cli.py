@@ -7,6 +7,12 @@ import sys
 import time
 
 STARTED = time.monotonic()
+ADMIN_ACTIONS = {
+    "state": "what the server is doing",
+    "drain": "finish running requests, then end, as on SIGTERM",
+    "reset-prefix-cache": "forget all KV blocks that no request uses",
+    "log-level": "change the log level of all processes",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,6 +64,17 @@ def _parser(benchmarks: bool) -> argparse.ArgumentParser:
         from quire.benchmarks.cli import add_commands
 
         add_commands(bench.add_subparsers(metavar="COMMAND", required=True, parser_class=settings_flags.Parser))
+    about = "Ask or tell a running server, over its admin socket."
+    admin = commands.add_parser("admin", help="ask or tell a running server", description=about, allow_abbrev=False)
+    actions = admin.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=settings_flags.Parser)
+    for name, what in ADMIN_ACTIONS.items():
+        action = actions.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False)
+        if name == "log-level":
+            action.add_argument(
+                "value", choices=("debug", "info", "warning", "error"), metavar="LEVEL", help="debug, info, warning or error"
+            )
+        action.add_argument("--socket", default="", metavar="PATH", help="its admin socket; default: that of the one server that runs")
+        action.set_defaults(run=_admin)
     commands.add_parser("version", help="print the version").set_defaults(run=_version)
     parser.add_argument("--version", action="version", version=_version_text(), help=argparse.SUPPRESS)
     return parser
@@ -79,6 +96,12 @@ def _chat(parsed: argparse.Namespace) -> int:
         keys = config.server.api_key
         return chat.talk(chat.HttpBackend(parsed.url, keys[0] if keys else "", config.model.model), request)
     return chat.talk(chat.EngineBackend(settings_flags.given(parsed)), request)
+
+
+def _admin(parsed: argparse.Namespace) -> int:
+    from quire import admin_client
+
+    return admin_client.run(parsed.action, getattr(parsed, "value", ""), parsed.socket)
 
 
 def _version(_parsed: argparse.Namespace) -> int:

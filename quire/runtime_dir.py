@@ -54,6 +54,18 @@ class RuntimeDir:
         self._lock_fd = -1
 
 
+def sockets(name: str) -> list[str]:
+    """Paths of sockets of this name in all directories there are, those of dead engines included."""
+    found = []
+    for base in _bases():
+        try:
+            entries = [entry.path for entry in os.scandir(base) if entry.name.startswith(PREFIX)]
+        except OSError:
+            continue
+        found += [path for entry in entries if os.path.exists(path := os.path.join(entry, name))]
+    return found
+
+
 def _bases() -> list[str]:
     """Directories to try, in order; those whose name is too long for a socket are left out."""
     systemd = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]

@@ -18,6 +18,7 @@ from ipc import logs
 from ipc.config import Config
 from ipc.messages import Loading
 from quire import device_choice, listening, model_source
+from quire.admin import Admin
 from quire.supervisor import ABORT_SECONDS, STOP_SECONDS, EngineFailedError, Supervisor, either
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,14 @@ async def _live(supervisor: Supervisor, config: Config, listener: socket.socket,
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    admin = Admin(supervisor, lambda: signals.put_nowait(signal.SIGTERM))
     seconds = STOP_SECONDS
     try:
         first = loop.create_task(signals.get())
         if not await _unless(first, supervisor.start()):
             return OK
+        await admin.start()
+        log.info("admin socket: %s", admin.path)
         _announce(listening.url_of(listener), config, started)
         await either(first, supervisor.failed)
         if supervisor.failed.done():
@@ -65,6 +69,7 @@ async def _live(supervisor: Supervisor, config: Config, listener: socket.socket,
         print(f"quire: {error}", file=sys.stderr, flush=True)
         return USER_ERROR if error.user_error else CRASHED
     finally:
+        admin.close()
         await supervisor.stop(seconds)
 
 

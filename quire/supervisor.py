@@ -22,11 +22,26 @@ from typing import Any, Literal
 import msgspec
 import zmq
 
+from ipc import logs
 from ipc.arena import Arena, Dimensions, Stat
 from ipc.channels import Channel
 from ipc.config import ChildSpec, Config, ModelInfo
 from ipc.errors import EngineDeadError
-from ipc.messages import ChildToSupervisor, Drain, Drained, Fatal, Hello, Loading, PeerGone, Peers, Ready, Stop
+from ipc.messages import (
+    ChildToSupervisor,
+    Drain,
+    Drained,
+    Fatal,
+    Hello,
+    Loading,
+    PeerGone,
+    Peers,
+    PrefixCacheReset,
+    Ready,
+    ResetPrefixCache,
+    SetLogLevel,
+    Stop,
+)
 from quire import child_process
 from quire.child_process import Child
 from quire.runtime_dir import RuntimeDir
@@ -46,6 +61,7 @@ TICK_SECONDS = 1.0
 STALL_SECONDS = 600.0
 # A child's last message travels through ZeroMQ, its end through the kernel: the message may come second.
 LAST_WORDS_SECONDS = 0.5
+ADMIN_SECONDS = 5.0
 
 
 class EngineFailedError(EngineDeadError):
@@ -61,7 +77,7 @@ class Supervisor:
 
     listener: the HTTP socket its frontends accept on; None for an embedded engine, whose frontend lives in this process (`frontend_spec`).
     on_scheduler: called with the new scheduler's epoch after a restart. on_loading: called with each Loading message.
-    failed: a future that ends with EngineFailedError when the engine is beyond repair.
+    log_level: of all processes. failed: a future that ends with EngineFailedError when the engine is beyond repair.
     """
 
     failed: asyncio.Future[None]
@@ -80,6 +96,8 @@ class Supervisor:
         self._children: dict[tuple[Role, int], Child] = {}
         self._dying: set[int] = set()  # pids of killed workers whose end is awaited before the next group starts
         self._restarts: deque[float] = deque()
+        self.log_level: str = config.log.log_level
+        self._reset: asyncio.Future[int] | None = None
         self._epoch = 0
         self._scheduler_epoch = self._next_epoch()
         self._serving = False  # all were ready once
@@ -99,6 +117,11 @@ class Supervisor:
     @property
     def runtime_dir(self) -> str:
         return self._runtime.path
+
+    @property
+    def children(self) -> list[Child]:
+        """Those that live."""
+        return list(self._children.values())
 
     @property
     def pids(self) -> dict[str, int]:
@@ -157,6 +180,23 @@ class Supervisor:
         for fd in (self._death_read, self._death_write):
             os.close(fd)
         self._runtime.remove()
+
+    # for quire/admin.py
+
+    def set_log_level(self, level: str) -> None:
+        """Of all processes, those that will be started included."""
+        self.log_level = level
+        logs.set_level(level)
+        for child in self._children.values():
+            self._send(child, SetLogLevel(level))
+
+    async def reset_prefix_cache(self) -> int:
+        """Forget all KV blocks that no request uses; how many there were. Raises TimeoutError."""
+        if self._reset is None or self._reset.done():
+            self._reset = self._loop.create_future()
+            for child in self._of("scheduler"):
+                self._send(child, ResetPrefixCache())
+        return await asyncio.wait_for(asyncio.shield(self._reset), ADMIN_SECONDS)
 
     def frontend_spec(self) -> ChildSpec:
         """The spec of a frontend inside this process."""
@@ -220,6 +260,8 @@ class Supervisor:
         match message:
             case Hello():
                 child.introduced = True
+                if self.log_level != self._config.log.log_level:
+                    self._send(child, SetLogLevel(self.log_level))
                 # A frontend that began before the scheduler was replaced knows a dead address.
                 if child.spec.role == "frontend" and child.spec.scheduler_epoch != self._scheduler_epoch:
                     self._send(child, Peers(self._scheduler_epoch))
@@ -236,6 +278,9 @@ class Supervisor:
                 child.fatal, child.user_error = message.message, message.user_error
             case Drained():
                 child.drained = True
+            case PrefixCacheReset():
+                if self._reset is not None and not self._reset.done():
+                    self._reset.set_result(message.num_blocks)
         self._changed.set()
 
     # ends

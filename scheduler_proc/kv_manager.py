@@ -73,6 +73,10 @@ class KVManager:
         self.cache.evict(count - pool.num_free)
         return pool.num_free >= count
 
+    def forget_unused(self) -> int:
+        """Evict every block that no request uses; how many there were."""
+        return self.cache.evict(self.pool.num_blocks)
+
     def publish(self, request: Request, table: I32, tokens: memoryview, num_tokens: int, step: int) -> None:
         """Let later steps read the full blocks of the first `num_tokens` tokens, which `step` and its predecessors compute."""
         num_full = num_tokens // self.block_size

@@ -24,6 +24,7 @@ from ipc.messages import (
     FrontendToScheduler,
     KVReady,
     PeerGone,
+    PrefixCacheReset,
     RefuseCode,
     Refused,
     StepResult,
@@ -168,6 +169,11 @@ class SchedulerActor(Actor):
         self._draining = True
         if self._core is not None:
             self._core.drain()
+        self._schedule_turn()
+
+    def on_reset_prefix_cache(self) -> None:
+        forgotten = self._core.kv.forget_unused() if self._core is not None else 0
+        self.supervisor.send(PrefixCacheReset(forgotten))
         self._schedule_turn()
 
     def on_peer_gone(self, message: PeerGone) -> None:

@@ -138,6 +138,6 @@ def test_links_between_our_pages_lead_somewhere() -> None:
 
 def test_the_page_on_serving_has_every_flag_and_no_other() -> None:
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-    no_settings = {"--help", "--config", "--url"}
+    no_settings = {"--help", "--config", "--url", "--socket", "--unix-socket"}
     settings = {"--" + field.name.replace("_", "-") for field in config.fields()}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) - no_settings == settings
