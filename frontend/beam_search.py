@@ -218,6 +218,8 @@ _NEUTRAL = {
     "allowed_token_ids": None,
     "prompt_logprobs": None,
     "repetition_detection": None,
+    "thinking_token_budget": None,
+    "logprob_token_ids": None,
 }
 
 

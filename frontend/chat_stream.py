@@ -7,7 +7,7 @@ from typing import Any
 
 from frontend.detokenizer import json_inside
 from frontend.output_split import Delta, Kind, Splitter, ToolCall, joined
-from frontend.sse import SseStream, encode
+from frontend.sse import SseStream, encode, wanted_logprobs
 
 
 class ChatSseStream(SseStream):
@@ -83,7 +83,7 @@ class ChatSseStream(SseStream):
     def _frame(self, delta: bytes) -> None:
         logprobs = b"null"
         if self._entries:
-            logprobs = self._shape.logprobs(self._tokenizer, self._entries, self.work.params.logprobs, self._offset)
+            logprobs = self._shape.logprobs(self._tokenizer, self._entries, wanted_logprobs(self.work.params), self._offset)
             self._entries = []
         self._response.frame(self, self._chunk(b'"delta":%b,"logprobs":' % delta, logprobs, b"null"))
 

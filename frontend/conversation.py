@@ -45,6 +45,7 @@ async def prepare_chat(app: App, body: ChatRequest, request_id: str, arrival_ns:
         timeout=body.timeout,
         splitting=splitting,
         truncation=body.truncation(),
+        opened=splitting.opened if splitting is not None and splitting.reasoning is not None else None,
     )
 
 

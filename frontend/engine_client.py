@@ -227,6 +227,7 @@ class EngineClient:
                 bad_words=work.bad_words,
                 emitted=np.array(stream.ids, dtype=np.int32).tobytes(),
                 grammar=work.grammar,
+                thinking=work.thinking,
             )
         )
 

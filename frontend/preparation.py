@@ -7,9 +7,11 @@ import secrets
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 
+from frontend.answer_formats import AnswerFormats
 from frontend.output_split import Splitting
 from frontend.stream import Work
 from frontend.tokenizer import Tokenizer
@@ -17,7 +19,7 @@ from ipc.config import ChildSpec
 from ipc.errors import InvalidRequestError
 from ipc.grammar import Grammar
 from ipc.messages import BEHIND_CLIENTS as BEHIND_PRIORITY
-from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams
+from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams, ThinkingLimit
 
 MAX_TIMEOUT = 86_400.0
 # Set where work is prepared that no client waits for.
@@ -61,10 +63,12 @@ class Preparer:
         timeout: float | None = None,
         splitting: Splitting | None = None,
         truncation: Truncation | None = None,
+        opened: bool | None = None,
     ) -> list[Work]:
         """Check and tokenize one prompt; one Work for each of its n completions.
 
-        text: the prompt's text, when `prompt` is its ids. timeout: seconds from arrival until it fails. Nothing is submitted yet.
+        text: the prompt's text, when `prompt` is its ids. timeout: seconds from arrival until it fails. opened: whether
+        the prompt ends inside of reasoning; None finds out. Nothing is submitted yet.
         """
         arrival_ns = arrival_ns or time.monotonic_ns()
         model = self._spec.model
@@ -91,6 +95,7 @@ class Preparer:
             structured_outputs=None,  # `grammar` says it now
         )
         bad_words = self._bad_words(params.bad_words)
+        thinking = self._thinking(params, ids, opened)
         if BEHIND_CLIENTS.get():
             priority = BEHIND_PRIORITY + max(-BEHIND_PRIORITY // 2, min(priority, BEHIND_PRIORITY // 2))
         request_id = request_id or f"req-{secrets.token_hex(12)}"
@@ -110,6 +115,7 @@ class Preparer:
                 deadline_ns=deadline_ns,
                 grammar=grammar,
                 splitting=splitting,
+                thinking=thinking,
             )
             for index in range(params.n)
         ]
@@ -136,6 +142,31 @@ class Preparer:
         if len(grammar.text) > limit:
             raise InvalidRequestError(f"{grammar.param} may have at most {limit} characters, got {len(grammar.text)}", grammar.param)
         return grammar
+
+    @cached_property
+    def thinking_marks(self) -> tuple[int, int] | None:
+        """The tokens that open and close this model's reasoning; None if it has none, or none that are one token each."""
+        formats = AnswerFormats.of(self._spec.config.server, self._tokenizer)
+        if formats.reasoning is None or formats.reasoning.channels:
+            return None
+        begin, end = formats.added.get(formats.reasoning.begin), formats.added.get(formats.reasoning.end)
+        return None if begin is None or end is None else (begin, end)
+
+    def _thinking(self, params: SamplingParams, ids: list[int], opened: bool | None) -> ThinkingLimit | None:
+        """Raises InvalidRequestError where a limit cannot be kept."""
+        if params.thinking_token_budget in (None, -1):
+            return None
+        if self.thinking_marks is None:
+            raise InvalidRequestError(
+                "thinking_token_budget needs a model whose reasoning is between two tokens of its own, and a known reasoning format "
+                "(--reasoning-parser)",
+                "thinking_token_budget",
+            )
+        begin, end = self.thinking_marks
+        if opened is None:
+            last = next((token for token in reversed(ids) if token in (begin, end)), end)
+            opened = last == begin
+        return ThinkingLimit(params.thinking_token_budget or 0, begin, end, opened)
 
     def _bad_words(self, words: list[str]) -> list[list[int]]:
         """Each word as it is written at a text's start and after a space, since vocabularies have different tokens for the two."""

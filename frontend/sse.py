@@ -16,6 +16,7 @@ from frontend.detokenizer import TokenJson, json_inside
 from frontend.outputs import TokenLogprobs
 from frontend.stream import Stream, Work
 from frontend.tokenizer import Tokenizer
+from ipc.sampling_params import SamplingParams
 
 MAX_BACKLOG_BYTES = 1024 * 1024
 TRANSPORT_HIGH_WATER = 256 * 1024
@@ -40,6 +41,14 @@ class Extras:
 NO_EXTRAS = Extras()
 
 
+# Which tokens a choice's logprobs tell of beside each chosen one: so many of the most likely, or these.
+Wanted = int | list[int] | None
+
+
+def wanted_logprobs(params: SamplingParams) -> Wanted:
+    return params.logprob_token_ids or params.logprobs
+
+
 class Shape(Protocol):
     """How one API writes a choice: the JSON around its text and its logprobs."""
 
@@ -50,7 +59,7 @@ class Shape(Protocol):
     first: bytes | None  # content of a first frame, before any text
     prompt_in_choice: bool  # where a chunk tells of the prompt: in the choice, or beside the choices
 
-    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], limit: int | None, offset: int) -> bytes:
+    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], wanted: Wanted, offset: int) -> bytes:
         """JSON of tokens' logprobs; offset: characters of text before them."""
 
 
@@ -325,7 +334,7 @@ class SseStream(Stream):
             return
         logprobs = b"null"
         if self._entries:
-            logprobs = self._shape.logprobs(self._tokenizer, self._entries, self.work.params.logprobs, self._offset)
+            logprobs = self._shape.logprobs(self._tokenizer, self._entries, wanted_logprobs(self.work.params), self._offset)
             self._entries = []
         self._offset += len(text)
         body = self._shape.text_open + json_inside(text) + self._shape.text_close

@@ -19,7 +19,7 @@ from frontend.stop_strings import StopMatcher
 from frontend.tokenizer import Tokenizer
 from ipc.grammar import Grammar
 from ipc.messages import Finished, FinishReason
-from ipc.sampling_params import SamplingParams
+from ipc.sampling_params import SamplingParams, ThinkingLimit
 
 REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort", FinishReason.ERROR: "error"}
 
@@ -33,7 +33,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """One completion to compute: all that a Submit says, checked and tokenized. index: which of the prompt's n completions.
 
     deadline_ns: CLOCK_MONOTONIC nanoseconds at which it fails if it has not ended; 0 is never. splitting: how the text is taken apart.
-    counts: whether metrics and log tell of it; False for the steps of a beam search.
+    counts: whether metrics and log tell of it; False for the steps of a beam search. thinking: how long the model may reason.
     """
 
     request_id: str
@@ -50,6 +50,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     grammar: Grammar | None = None
     splitting: Splitting | None = None
     counts: bool = True
+    thinking: ThinkingLimit | None = None
 
 
 class Stream:
@@ -159,9 +160,12 @@ class Stream:
         return None if self.finished is None else self.finished.num_cached
 
     def logprobs_of(self, token: int, row: LogprobRow, limit: int | None) -> TokenLogprobs:
-        """The chosen token first, then the `limit` most likely, by id."""
+        """The chosen token first, then the `limit` most likely, by id; or those that the request names."""
         logprob, rank, top_ids, top_logprobs = row
         text = self._tokenizer.token_text
+        if self.work.params.logprob_token_ids:
+            named = {each: Logprob(value, None, text(each)) for each, value in zip(top_ids, top_logprobs) if each >= 0}
+            return {token: Logprob(logprob, rank, text(token)), **{each: named[each] for each in named if each != token}}
         tops = {top: (value, place) for place, (top, value) in enumerate(zip(top_ids[: limit or 0], top_logprobs), 1) if top >= 0}
         found = {token: Logprob(tops[token][0] if token in tops else logprob, rank, text(token))}
         for top, (value, place) in tops.items():

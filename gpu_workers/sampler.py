@@ -3,7 +3,8 @@
 1. log-probabilities, if asked for, are those of the raw logits;
 2. a grammar's mask, allowed ids, logit bias, bad words and min tokens (edits.py), then penalties (penalties.py);
 3. temperature 0: the most likely token, the lowest id of equals;
-4. else temperature, min-p, top-k, top-p and a draw (draw.py) with the random number of (seed, position) (philox.py).
+4. else temperature, min-p, top-k, top-p and a draw (draw.py) with the random number of (seed, position) (philox.py);
+5. where reasoning has used up its budget, the token that ends it (thinking.py).
 
 A row's token is a function of its own logits, setup, history and position, bit for bit, whatever else is in the batch.
 Only rows with a feature are touched by its code; a step in which no row has any is one argmax.
@@ -24,7 +25,7 @@ from gpu_workers.sampling.draw import Drawer, Wishes
 from gpu_workers.sampling.logprobs import LogprobColumns, LogprobReporter
 from gpu_workers.sampling.penalties import Penalties
 from gpu_workers.sampling.philox import uniform
-from gpu_workers.sampling.row_params import CHANGES, CHOOSES, FORBIDS, Feature, RowParams
+from gpu_workers.sampling.row_params import CHANGES, CHOOSES, FORBIDS, REMEMBERS, Feature, RowParams
 from ipc.arena import RowSetup
 
 __all__ = ["LogprobColumns", "Sampled", "Sampler"]
@@ -132,11 +133,17 @@ class Sampler:
                     # Entries under a grammar are among `at`, in the same order, unless their logits are not finite.
                     masks = masks[~nan[masked_at]]
                 tokens[at] = self._choose(_entries(logits, at).float(), rows[at], positions[at], features[at], best[at], masks)
+        if union & Feature.THINKING:
+            self._end_thoughts(features, rows, tokens)
+        if union & REMEMBERS:
             self._remember(features, rows, tokens)
         if reported is None or raw is None:
             return Sampled(tokens, nan, None)
         widths = self._params.logprobs[rows[reported]]
-        return Sampled(tokens, nan, self._reporter.report(raw, tokens[reported], widths, reported))
+        columns = self._reporter.report(raw, tokens[reported], widths, reported)
+        if self._params.logprob_ids:
+            self._reporter.report_instead(columns, raw, [self._params.logprob_ids.get(int(row)) for row in rows[reported]])
+        return Sampled(tokens, nan, columns)
 
     def _choose(
         self,
@@ -214,6 +221,13 @@ class Sampler:
             self._penalties.apply(logits, self._on_device(at), rows[at], *penalties)
         return tokens
 
+    def _end_thoughts(self, features: npt.NDArray[np.int32], rows: Index, tokens: npt.NDArray[np.int32]) -> None:
+        """Rows whose reasoning must end get the token that ends it, in place."""
+        for entry in np.flatnonzero(features & Feature.THINKING):
+            forced = self._params.thoughts[int(rows[entry])].forced
+            if forced is not None:
+                tokens[entry] = forced
+
     def _remember(self, features: npt.NDArray[np.int32], rows: Index, tokens: npt.NDArray[np.int32]) -> None:
         """Note the sampled tokens for the rows whose later tokens depend on them."""
         at = np.flatnonzero(features & Feature.PENALTY)
@@ -223,6 +237,8 @@ class Sampler:
             since = self._params.since.get(int(rows[entry]))
             if since is not None:
                 since.append(int(tokens[entry]))
+        for entry in np.flatnonzero(features & Feature.THINKING):
+            self._params.thoughts[int(rows[entry])].add(int(tokens[entry]))
 
     def _on_device(self, column: npt.NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(column).to(self._device)

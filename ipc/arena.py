@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ipc.config import Config, ModelInfo
 from ipc.errors import ConfigError, ProtocolError
+from ipc.sampling_params import ThinkingLimit
 
 NUM_SLOTS = 4
 HEADER_WORDS = 16
@@ -81,7 +82,8 @@ class RowSetup(msgspec.Struct, array_like=True, gc=False, frozen=True):
     p < min_position. top_k 0, top_p 1, min_p 0, penalties (1, 0, 0) are off; temperature 0 is greedy. logprobs, prompt_logprobs:
     -1 is off.
     allowed: int32 token ids, empty is all. history: int32 ids of every known token (prompt, then output), given when a penalty,
-    bad words or prompt_logprobs need it; num_prompt says where the output begins.
+    bad words, prompt_logprobs or thinking need it; num_prompt says where the output begins. logprob_ids: int32 ids to report instead of
+    the most likely, as many as `logprobs` says.
     """
 
     row: int
@@ -102,6 +104,8 @@ class RowSetup(msgspec.Struct, array_like=True, gc=False, frozen=True):
     bad_words: list[list[int]] = []
     allowed: bytes = b""
     history: bytes = b""
+    thinking: ThinkingLimit | None = None
+    logprob_ids: bytes = b""
 
 
 class Dimensions(msgspec.Struct, frozen=True):

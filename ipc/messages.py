@@ -11,7 +11,7 @@ import enum
 import msgspec
 
 from ipc.grammar import Grammar
-from ipc.sampling_params import SamplingParams
+from ipc.sampling_params import SamplingParams, ThinkingLimit
 
 
 class FinishReason(enum.IntEnum):
@@ -48,7 +48,8 @@ class Submit(_Message, frozen=True, tag=1):
     emitted: output tokens the client already has, when a frontend resubmits after a scheduler's death.
     priority: lower goes first under the policy of that name, BEHIND_CLIENTS last under all. bad_words: token sequences that may not be
     completed. seed: always given, so that a replay draws the same numbers.
-    grammar: what the output must follow; params.structured_outputs, which it was made from, is not looked at.
+    grammar: what the output must follow; params.structured_outputs, which it was made from, is not looked at. thinking: how long the
+    model may reason; made from params.thinking_token_budget.
     """
 
     handle: int
@@ -62,6 +63,7 @@ class Submit(_Message, frozen=True, tag=1):
     bad_words: list[list[int]] = []
     emitted: bytes = b""
     grammar: Grammar | None = None
+    thinking: ThinkingLimit | None = None
 
 
 class Abort(_Message, frozen=True, tag=2):

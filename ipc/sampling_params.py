@@ -35,6 +35,15 @@ class RequestOutputKind(enum.IntEnum):
     FINAL_ONLY = 2
 
 
+class ThinkingLimit(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """At most `budget` tokens of an output between the tokens `begin` and `end`; then `end` is next. opened: the prompt ends in between."""
+
+    budget: int
+    begin: int
+    end: int
+    opened: bool = False
+
+
 class RepetitionDetectionParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True, omit_defaults=True):
     """Ends an output whose last tokens are one pattern of min_pattern_size to max_pattern_size tokens, min_count times in a row."""
 
@@ -63,7 +72,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     schema, regex, choice or grammar that the output follows. repetition_detection: ends an output that only repeats itself, with finish
     reason 'repetition'. detokenize: False gives no text, only tokens. stream_interval: a stream gives something out after so many tokens
     (the first at once). output_kind: what AsyncLLM's outputs hold. skip_reading_prefix_cache: compute the prompt even if it is cached.
-    spaces_between_special_tokens: for programs that come from vLLM; no tokenizer here puts spaces there.
+    thinking_token_budget: most tokens of reasoning (None, -1: no limit); then it is ended. logprob_token_ids: with logprobs, report these
+    tokens instead of the most likely. spaces_between_special_tokens: for programs that come from vLLM; no tokenizer here puts spaces there.
     """
 
     n: int = 1
@@ -94,6 +104,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     skip_reading_prefix_cache: bool = False
     spaces_between_special_tokens: bool = True
+    thinking_token_budget: int | None = None
+    logprob_token_ids: list[int] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many tokens to report for each one of the output; None: nothing at all."""
+        return len(self.logprob_token_ids) if self.logprob_token_ids else self.logprobs
 
     @property
     def greedy(self) -> bool:
@@ -152,6 +169,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
             if not isinstance(self.repetition_detection, RepetitionDetectionParams):
                 raise InvalidRequestError("repetition_detection must be a RepetitionDetectionParams", "repetition_detection")
             self.repetition_detection.validate()
+        if self.thinking_token_budget is not None:
+            _integer("thinking_token_budget", self.thinking_token_budget, -1, INT64 - 1)
+        if self.logprob_token_ids:
+            if self.logprobs is None:
+                raise InvalidRequestError("logprob_token_ids needs logprobs", "logprob_token_ids")
+            _count("logprob_token_ids", self.logprob_token_ids, max_logprobs)
+            _token_ids("logprob_token_ids", self.logprob_token_ids, vocab_size)
+            if len(set(self.logprob_token_ids)) < len(self.logprob_token_ids):
+                raise InvalidRequestError("logprob_token_ids has a token twice", "logprob_token_ids")
         if self.stop and not self.detokenize:
             raise InvalidRequestError("stop strings need detokenize", "stop")
         return self

@@ -38,6 +38,8 @@ def check(submit: Submit, frontend: Frontend, vocab_size: int, max_model_len: in
     num_emitted = _check_tokens("emitted", submit.emitted, vocab_size)
     if num_emitted >= num_output(submit, max_model_len):
         raise InvalidRequestError(f"{num_emitted} output tokens are known already, no more may come", "emitted")
+    if submit.thinking is not None and not all(0 <= token < vocab_size for token in (submit.thinking.begin, submit.thinking.end)):
+        raise InvalidRequestError("the markers of reasoning are not token ids of this model", "thinking_token_budget")
     for word in submit.bad_words:
         if not word or not all(0 <= token < vocab_size for token in word):
             raise InvalidRequestError(f"bad_words has {word!r:.80}, which are not token ids of this model", "bad_words")

@@ -82,6 +82,7 @@ class Request:
         "stop_set",
         "suspect_tokens",
         "target",
+        "thinking",
         "tokens",
         "waiting_on",
         "worker_deaths",
@@ -95,6 +96,7 @@ class Request:
         self.params = params
         self.seed = submit.seed
         self.bad_words = submit.bad_words
+        self.thinking = submit.thinking
         self.priority = submit.priority
         self.cache_salt = submit.cache_salt
         self.arrival_ns = submit.arrival_ns
@@ -139,6 +141,7 @@ class Request:
             or params.frequency_penalty != 0.0
             or bool(self.bad_words)
             or params.prompt_logprobs is not None
+            or self.thinking is not None
         )
 
     def become(self, status: Status) -> None:

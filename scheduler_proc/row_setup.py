@@ -32,12 +32,14 @@ def encode(request: Request) -> bytes:
             frequency_penalty=params.frequency_penalty,
             min_position=request.num_prompt + params.min_tokens if params.min_tokens else 0,
             stop_ids=request.stop_ids,
-            logprobs=OFF if params.logprobs is None else params.logprobs,
+            logprobs=OFF if params.num_logprobs is None else params.num_logprobs,
             prompt_logprobs=OFF if params.prompt_logprobs is None else params.prompt_logprobs,
             logit_bias=params.logit_bias,
             bad_words=request.bad_words,
             allowed=b"" if allowed is None else np.array(allowed, np.int32).tobytes(),
             history=request.tokens.tobytes() if request.wants_history else b"",
+            thinking=request.thinking,
+            logprob_ids=np.array(params.logprob_token_ids, np.int32).tobytes() if params.logprob_token_ids else b"",
         )
     )
 

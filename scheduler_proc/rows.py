@@ -58,8 +58,8 @@ class Rows:
         self.frontend[row], self.handle[row] = request.frontend.number, request.handle
         self.history[row, :known] = request.tokens
         self.constrained[row] = request.constraint is not None
-        if request.params.logprobs is not None:
-            self.logprobs[row] = request.params.logprobs
+        if request.params.num_logprobs is not None:
+            self.logprobs[row] = request.params.num_logprobs
             self.num_logprobs_rows += 1
         request.row, request.target = row, known
         return row

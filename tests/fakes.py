@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 import zmq
 
+from gpu_workers.sampling.thinking import Thoughts
 from ipc.arena import Arena, Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultFlag, ResultHeader, RowFlag, RowSetup
 from ipc.channels import Channel
 from ipc.config import ChildSpec, Config, ModelInfo
@@ -141,6 +142,9 @@ class PagedToy:
             self._prompt_logprobs(setup, start, len(new), place, result)
         if flags & RowFlag.SAMPLE:
             token = self.next_token(context, setup)
+            if setup.thinking is not None:
+                forced = Thoughts(setup.thinking, context[setup.num_prompt :].tolist()).forced
+                token = token if forced is None else forced
             if mask is not None:
                 token = next_allowed(token, mask)
             self.last_token[row] = token
@@ -148,19 +152,24 @@ class PagedToy:
             if self.poison is not None and self.poison(context, setup):
                 result.flags[at] = ResultFlag.NAN
             if setup.logprobs >= 0:
-                self._logprobs(setup.logprobs, len(context), token, at, result)
+                self._logprobs(setup, len(context), token, at, result)
 
     def context(self, row: int, length: int) -> np.ndarray:
         """int32[length] tokens as the row's block table finds them."""
         positions = np.arange(length)
         return self.slots[self.block_table[row, positions // self.block_size] * self.block_size + positions % self.block_size]
 
-    def _logprobs(self, count: int, position: int, token: int, at: int, result: ResultColumns) -> None:
+    def _logprobs(self, setup: RowSetup, position: int, token: int, at: int, result: ResultColumns) -> None:
         result.logprob[at] = logprob_of(position, token)
         result.rank[at] = 1
         result.top_ids[at] = EMPTY
+        count = setup.logprobs
         result.top_ids[at, :count] = token + np.arange(count)
         result.top_logprobs[at, :count] = logprob_of(position, token) - np.arange(count)
+        if setup.logprob_ids:
+            ids = np.frombuffer(setup.logprob_ids, np.int32)
+            result.top_ids[at, :count] = ids
+            result.top_logprobs[at, :count] = [logprob_of(position, int(each)) for each in ids]
 
     def _prompt_logprobs(self, setup: RowSetup, start: int, count: int, place: int, result: ResultColumns) -> None:
         history = np.frombuffer(setup.history, np.int32)

@@ -15,7 +15,7 @@ from frontend.conversation import echoed, prepare_chat
 from frontend.generation import Answer, floor, outputs_json, prompt_logprobs_json, stream_answer, token_name
 from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.chat import ChatRequest
-from frontend.sse import encode, prompt_text
+from frontend.sse import Wanted, encode, prompt_text, wanted_logprobs
 from frontend.stream import Work
 from frontend.tokenizer import Tokenizer
 
@@ -38,8 +38,8 @@ class ChatShape:
     def __init__(self, as_ids: bool = False) -> None:
         self._as_ids = as_ids
 
-    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], limit: int | None, offset: int) -> bytes:
-        content = [_token_logprobs(tokenizer, token, entry, limit, self._as_ids) for token, entry in entries]
+    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], wanted: Wanted, offset: int) -> bytes:
+        content = [_token_logprobs(tokenizer, token, entry, wanted, self._as_ids) for token, entry in entries]
         return encode({"content": content})
 
 
@@ -62,7 +62,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
         return await stream_answer(app, request, answer)
 
     def choice(index: int, output: RequestOutput, place: int) -> dict[str, Any]:
-        return _choice(app, body, works[0].params.logprobs or 0, echo, index, output, place)
+        return _choice(app, body, wanted_logprobs(works[0].params), echo, index, output, place)
 
     outputs = await run(app.client, answer.prompts, beams)
     return outputs_json(answer, outputs, "chat.completion", choice, more=_about_prompt(app, body, works[0], outputs[0]))
@@ -80,13 +80,13 @@ def _about_prompt(app: App, body: ChatRequest, work: Work, output: RequestOutput
     return found
 
 
-def _choice(app: App, body: ChatRequest, top: int, echo: str, index: int, output: RequestOutput, place: int) -> dict[str, Any]:
+def _choice(app: App, body: ChatRequest, wanted: Wanted, echo: str, index: int, output: RequestOutput, place: int) -> dict[str, Any]:
     each = output.outputs[place]
     logprobs = None
     if each.logprobs is not None:
         tokenizer, as_ids = app.client.tokenizer, bool(body.return_tokens_as_token_ids)
         tokens = zip(each.token_ids, each.logprobs)
-        logprobs = {"content": [_token_logprobs(tokenizer, token, entry, top, as_ids) for token, entry in tokens], "refusal": None}
+        logprobs = {"content": [_token_logprobs(tokenizer, token, entry, wanted, as_ids) for token, entry in tokens], "refusal": None}
     message = _message(each, body.include_reasoning is not False)
     if echo:
         message["content"] = echo + (message["content"] or "")
@@ -117,8 +117,8 @@ def _message(output: CompletionOutput, show_reasoning: bool) -> dict[str, Any]:
     return message
 
 
-def _token_logprobs(tokenizer: Tokenizer, token: int, entry: TokenLogprobs, limit: int | None, as_ids: bool) -> dict[str, Any]:
-    """OpenAI's object for one token: itself, and the `limit` most likely in order."""
+def _token_logprobs(tokenizer: Tokenizer, token: int, entry: TokenLogprobs, wanted: Wanted, as_ids: bool) -> dict[str, Any]:
+    """OpenAI's object for one token: itself, and the most likely in order or those that the request names."""
 
     def one(each_token: int) -> dict[str, Any]:
         raw = tokenizer.token_bytes(each_token)
@@ -128,5 +128,8 @@ def _token_logprobs(tokenizer: Tokenizer, token: int, entry: TokenLogprobs, limi
             "bytes": list(raw),
         }
 
-    best = sorted((each for each in entry if (entry[each].rank or 0) <= (limit or 0)), key=lambda each: entry[each].rank or 0)
+    if isinstance(wanted, list):
+        best = wanted
+    else:
+        best = sorted((each for each in entry if (entry[each].rank or 0) <= (wanted or 0)), key=lambda each: entry[each].rank or 0)
     return {**one(token), "top_logprobs": [one(each) for each in best]}

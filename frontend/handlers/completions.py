@@ -17,7 +17,7 @@ from frontend.generation import Answer, floor, outputs_json, prompt_logprobs_jso
 from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.completions import CompletionRequest
 from frontend.schemas.numbers import integer
-from frontend.sse import Usage, encode, prompt_text
+from frontend.sse import Usage, Wanted, encode, prompt_text
 from frontend.stream import Work
 from frontend.tokenizer import Tokenizer
 from ipc.errors import InvalidRequestError
@@ -43,7 +43,7 @@ class CompletionShape:
     def __init__(self, as_ids: bool = False) -> None:
         self._as_ids = as_ids
 
-    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], limit: int | None, offset: int) -> bytes:
+    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], wanted: Wanted, offset: int) -> bytes:
         ids = [token for token, _ in entries]
         return encode(legacy_logprobs(ids, [entry for _, entry in entries], tokenizer, offset, self._as_ids))
 

@@ -43,6 +43,8 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     if wanted is None:
         raise InvalidRequestError("max_tokens is required", "max_tokens")
     chat = anthropic.chat_request(body)
+    if app.client.preparer.thinking_marks is None:
+        chat.thinking_token_budget = None  # a model that does not think keeps to any budget
     identity = f"msg_{secrets.token_hex(12)}"
     [work] = await prepare_chat(app, chat, identity, arrival_ns)
     # A limit that the context cut down ends the answer for another reason than the client's own.

@@ -28,8 +28,6 @@ MAX_LENGTH_PENALTY = 10
 # Field name to the values that mean nothing and may pass; anything else would be dropped in silence.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
-    "thinking_token_budget": (),
-    "logprob_token_ids": ([],),
     "watermarking": (False,),
     "kv_transfer_params": (),
     "ec_transfer_params": (),
@@ -109,6 +107,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     truncation_side: str | None = None
     stream_interval: Int = None
     repetition_detection: Repetition | None = None
+    thinking_token_budget: Int = None
+    logprob_token_ids: list[int] | None = None
     use_beam_search: bool | None = None
     length_penalty: float | None = None
     early_stopping: bool | str | None = None
@@ -125,8 +125,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     json_schema: Any = None
     # Refused unless they say nothing; declared so that they are seen at all.
     prompt_embeds: Any = None
-    thinking_token_budget: Any = None
-    logprob_token_ids: Any = None
     watermarking: Any = None
     kv_transfer_params: Any = None
     ec_transfer_params: Any = None
@@ -230,10 +228,11 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
             "skip_special_tokens",
             "bad_words",
             "allowed_token_ids",
+            "logprob_token_ids",
         ):
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
-        for name in ("n", "top_k", "seed", "min_tokens", "prompt_logprobs", "stream_interval"):
+        for name in ("n", "top_k", "seed", "min_tokens", "prompt_logprobs", "stream_interval", "thinking_token_budget"):
             value = integer(name, getattr(self, name))
             if value is not None:
                 values[name] = value

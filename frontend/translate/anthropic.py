@@ -177,6 +177,7 @@ def _think(request: ChatRequest, body: MessagesRequest) -> None:
             raise InvalidRequestError(
                 f"thinking.budget_tokens must be an integer of at least {MIN_THINKING_BUDGET} and less than max_tokens", "thinking"
             )
+        request.thinking_token_budget = budget
     if kind in ("enabled", "disabled"):
         # Templates that know on and off only call it one of these.
         switch = dict.fromkeys(("enable_thinking", "thinking"), kind == "enabled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,15 @@ class LogprobReporter:
             part = slice(start, start + rows_at_once)
             self._fill(columns, part, logits[part].float(), tokens[part].astype(np.int64), widths[part])
         return columns
+
+    def report_instead(self, columns: LogprobColumns, logits: torch.Tensor, lists: Sequence[npt.NDArray[np.int64] | None]) -> None:
+        """Put the tokens lists[i] (at most max_logprobs) where columns tell of row i's most likely ones; rows of None stay."""
+        for place, ids in enumerate(lists):
+            if ids is not None:
+                count = len(ids)
+                found = self.report(logits[place : place + 1].expand(count, -1), ids, np.zeros(count, np.int64), np.arange(count))
+                columns.top_ids[place, :count] = ids
+                columns.top_logprobs[place, :count] = found.logprob
 
     def _fill(
         self, columns: LogprobColumns, part: slice, logits: torch.Tensor, tokens: npt.NDArray[np.int64], widths: npt.NDArray[np.integer]

@@ -11,6 +11,7 @@ import enum
 import numpy as np
 import numpy.typing as npt
 
+from gpu_workers.sampling.thinking import Thoughts
 from ipc.arena import RowSetup
 from ipc.sampling_params import GREEDY_BELOW
 
@@ -30,11 +31,13 @@ class Feature(enum.IntFlag):
     ALLOWED = 128
     MIN_TOKENS = 256
     LOGPROBS = 512
+    THINKING = 2048
     GRAMMAR = 1024  # never in a row's own bits: set for the entries of one step that come with a mask
 
 
 FORBIDS = Feature.BAD_WORDS | Feature.MIN_TOKENS
 CHANGES = Feature.PENALTY | Feature.BIAS | Feature.ALLOWED | Feature.GRAMMAR | FORBIDS  # these alter logits, and so greedy rows too
+REMEMBERS = Feature.PENALTY | Feature.BAD_WORDS | Feature.THINKING  # later tokens of these depend on those sampled before
 CHOOSES = CHANGES | Feature.RANDOM  # without one of these a row's token is the argmax of its raw logits
 
 
@@ -58,7 +61,8 @@ class RowParams:
     features int32, temperature and min_p float32, top_k int64, top_p float64, seed uint64 (negative seeds wrap), min_position int64,
     repetition, presence and frequency float32, logprobs and prompt_logprobs int32 (-1 off). bias, bad_words, allowed, stop_ids: by row,
     only rows that have them. history: int32 as given, only rows that were given one; since: tokens sampled after it, only rows
-    whose bad words need them.
+    whose bad words need them. thoughts: the reasoning of rows that have a limit of it. logprob_ids: what rows want reported instead of
+    the most likely tokens.
     """
 
     def __init__(self, num_rows: int, vocab_size: int, max_logprobs: int) -> None:
@@ -82,12 +86,14 @@ class RowParams:
         self.stop_ids: dict[int, Ids] = {}
         self.history: dict[int, npt.NDArray[np.int32]] = {}
         self.since: dict[int, list[int]] = {}
+        self.thoughts: dict[int, Thoughts] = {}
+        self.logprob_ids: dict[int, Ids] = {}
 
     def setup(self, each: RowSetup) -> None:
         """Replace everything known of each.row. Ids outside the vocabulary are left out: they can never be sampled."""
         row, vocab = each.row, self.vocab_size
         features = self._columns(each)
-        for kept in (self.bias, self.bad_words, self.allowed, self.stop_ids, self.history, self.since):
+        for kept in (self.bias, self.bad_words, self.allowed, self.stop_ids, self.history, self.since, self.thoughts, self.logprob_ids):
             kept.pop(row, None)
         if each.history:
             self.history[row] = np.frombuffer(each.history, np.int32)
@@ -106,6 +112,11 @@ class RowParams:
         if each.min_position and each.stop_ids:
             self.stop_ids[row] = known_ids(each.stop_ids, vocab)
             features |= Feature.MIN_TOKENS
+        if each.thinking is not None:
+            self.thoughts[row] = Thoughts(each.thinking, np.frombuffer(each.history, np.int32)[each.num_prompt :].tolist())
+            features |= Feature.THINKING
+        if each.logprob_ids:
+            self.logprob_ids[row] = np.frombuffer(each.logprob_ids, np.int32).astype(np.int64)
         self.features[row] = features
 
     def drop(self, rows: npt.NDArray[np.integer], feature: Feature) -> None:

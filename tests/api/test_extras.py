@@ -218,3 +218,31 @@ def test_the_sum_of_events_is_whole_even_in_one_chunk(server: ApiServer) -> None
     found = events(raw)
     assert "".join(each["text"] for each in choices(found)) == TEXT
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_of_named_tokens(server: ApiServer, tokenizer: Tokenizer, stream: bool) -> None:
+    wanted = [2000, 7, 300]
+    ids = tokenizer.encode("one two")[:2]
+    body: dict[str, Any] = {"prompt": ids, "max_tokens": 2, "logprobs": 0, "logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
+    parts = [each["logprobs"] for each in choices(streamed(server, body))[:-1]] if stream else []
+    parts = parts or [server.post(COMPLETIONS, body)[1]["choices"][0]["logprobs"]]
+    tops = [top for each in parts for top in each["top_logprobs"]]
+    # tests.fakes.logprob_of: minus position minus id / 1024
+    for place, (chosen, top) in enumerate(zip(ids, tops)):
+        assert top == {f"token_id:{each}": pytest.approx(-(2 + place + each / 1024)) for each in [*wanted, chosen]}
+    chat = {"messages": USER, "max_tokens": 1, "logprobs": True, "logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
+    answer = choices(streamed(server, chat, CHAT))[1] if stream else server.post(CHAT, chat)[1]["choices"][0]
+    [content] = answer["logprobs"]["content"] if not stream else [answer["logprobs"]["content"][0]]
+    assert [each["token"] for each in content["top_logprobs"]] == [f"token_id:{each}" for each in wanted]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"logprob_token_ids": [5]}, {"logprobs": 1, "logprob_token_ids": [5, 5]}, {"logprobs": 1, "logprob_token_ids": [4096]}]
+    + [{"logprobs": 1, "logprob_token_ids": list(range(21))}],
+    ids=str,
+)
+def test_named_tokens_that_make_no_sense(server: ApiServer, change: dict[str, Any]) -> None:
+    status, answer = server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 2, **change})
+    assert (status, answer["error"]["param"]) == (400, "logprob_token_ids")

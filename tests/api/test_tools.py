@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import openai
 import pytest
 
+from frontend.schemas.messages import MessagesRequest
 from frontend.tokenizer import Tokenizer
+from frontend.translate import anthropic
 from ipc.arena import RowSetup
 from ipc.config import Config, ServerConfig
 from tests.api.server import DEMO, ApiServer, api_server, events
@@ -323,3 +326,54 @@ def test_plain_chats_have_no_splitter_for_long(tool_server: ApiServer) -> None:
     raw = tool_server.request("POST", PATH, {"messages": say("one two three"), "stream": True})[2]
     deltas = [each["choices"][0]["delta"] for each in events(raw)[:-1]]
     assert "".join(delta.get("content", "") for delta in deltas) == "one two three"
+
+
+def ids_with_budget(server: ApiServer, text: str, budget: int, **more: Any) -> Any:
+    body = {"messages": say(text), "thinking_token_budget": budget, "return_token_ids": True, **more}
+    status, answer = server.post(PATH, body)
+    assert status == 200, answer
+    return answer
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3])
+def test_reasoning_ends_when_its_budget_is_used_up(tool_server: ApiServer, budget: int) -> None:
+    """The worker goes on with its script, of which it has lost a token: the one in whose place the end came."""
+    script = "<think>one two three four five six seven</think>Done."
+    answer = ids_with_budget(tool_server, script, budget)
+    [begin], [end] = ids_of("<think>"), ids_of("</think>")
+    ids = answer["choices"][0]["token_ids"]
+    assert ids[0] == begin and ids.index(end) == budget + 1
+    assert ids[1 : budget + 1] == list(ids_of(script)[1 : budget + 1])
+    message = answer["choices"][0]["message"]
+    assert (message.get("reasoning") or "") == tokenizer().decode(list(ids_of(script)[1 : budget + 1])).strip()
+    assert message["content"].endswith("Done.")
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == budget + 2, "with both markers"
+    found = events(tool_server.request("POST", PATH, {"messages": say(script), "thinking_token_budget": budget, "stream": True})[2])
+    deltas = [each["choices"][0]["delta"] for each in found[:-1]]
+    assert "".join(each.get("content") or "" for each in deltas) == message["content"]
+    assert "".join(each.get("reasoning") or "" for each in deltas) == (message.get("reasoning") or "")
+
+
+def test_a_budget_that_is_not_used_up_changes_nothing(tool_server: ApiServer) -> None:
+    for budget in (50, -1):
+        assert ids_with_budget(tool_server, f"{THOUGHT}The answer.", budget)["choices"][0]["message"]["content"] == "The answer."
+    # What does not think has no budget, and a thought that the prompt has opened counts from the first token.
+    assert ids_with_budget(tool_server, "a b c d e f g h", 2)["choices"][0]["message"]["content"] == "a b c d e f g h"
+    prompt = [5, *ids_of("<think>"), 6, 7, 8, 9]
+    body = {"prompt": prompt, "max_tokens": 8, "thinking_token_budget": 0, "return_token_ids": True}
+    assert tool_server.post("/v1/completions", body)[1]["choices"][0]["token_ids"][0] == ids_of("</think>")[0]
+
+
+def test_anthropic_clients_have_a_budget_too() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    assert anthropic.chat_request(msgspec.convert(body, MessagesRequest)).thinking_token_budget == 1024
+
+
+def test_a_budget_where_it_cannot_be_kept() -> None:
+    for parser in ("none", "openai_gptoss", "granite"):
+        with api_server(Config(server=ServerConfig(reasoning_parser=parser))) as running:
+            status, answer = running.post(PATH, {"messages": say("x"), "thinking_token_budget": 5, "max_tokens": 2})
+            assert (status, answer["error"]["param"]) == (400, "thinking_token_budget")
+            assert running.post(PATH, {"messages": say("x"), "thinking_token_budget": -1, "max_tokens": 2})[0] == 200
+            thinking = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 1100}
+            assert running.post("/v1/messages", {"messages": [{"role": "user", "content": "x"}], **thinking})[0] == 200

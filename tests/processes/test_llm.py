@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from quire import LLM, AsyncLLM, ConfigError, EngineDeadError, InvalidRequestError, SamplingParams
 from tests import oracle
@@ -236,3 +237,18 @@ async def _last(engine: AsyncLLM, prompt: list[int], params: SamplingParams = GR
     async for output in engine.generate(prompt, params):
         tokens = output.outputs[0].token_ids
     return tokens
+
+
+def test_a_thinking_budget(llm: LLM) -> None:
+    """The demo tokenizer's template shows <think>, so the model counts as one that thinks."""
+    tokenizer = llm.get_tokenizer()
+    [begin], [end] = (tokenizer.encode(text, add_special_tokens=False) for text in ("<think>", "</think>"))
+    free = SamplingParams(temperature=1.0, seed=3, n=2, max_tokens=12, ignore_eos=True, logit_bias={begin: -100, end: -100})
+    prompt = [5, begin, 6]
+    [plain] = llm.generate(prompt, free, use_tqdm=False)
+    [limited, unlimited] = llm.generate(
+        [prompt, [5, 6]], [replace(free, thinking_token_budget=4), replace(free, thinking_token_budget=0)], use_tqdm=False
+    )
+    for alone, cut in zip(plain.outputs, limited.outputs):
+        assert cut.token_ids[:4] == alone.token_ids[:4] and cut.token_ids[4] == end and cut.token_ids.count(end) == 1
+    assert all(end not in each.token_ids for each in unlimited.outputs), "what does not think is not ended"
