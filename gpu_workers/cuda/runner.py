@@ -207,7 +207,8 @@ class CUDARunner:
             tokens[place], flags[place] = sampled, nan  # ResultFlag.NAN is 1
             at, widths = self._sampler.reported(rows)
             if len(at):
-                columns = self._sampler.report(logits, at, sampled if len(at) == entries else sampled[self._index(at)], widths)
+                chosen = sampled if len(at) == entries else sampled[self._index(at)]
+                columns = self._sampler.report(logits, at, chosen, widths, rows[at])
                 self._write_logprobs(columns, step.sample_at[at], result)
         _copy(result.tokens[:count], tokens[:count])
         _copy(result.flags[:count], flags[:count])

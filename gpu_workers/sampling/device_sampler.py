@@ -3,8 +3,9 @@
 What rows ask for is kept in RowParams, as on the CPU, and copied to the device as columns when a setup changes them. A draw uses the same
 random number and the same exact sums as on the CPU; what may differ is the last bit of an exponential.
 
-Two features need the host. Bad words of several tokens depend on the tokens sampled last, which the host learns a step late: `learn` must
-have been told all of a row's tokens before it is sampled again, so the runner waits for the step before (`needs_history`). And rows with
+Three features need the host. Bad words of several tokens and limits of reasoning depend on the tokens sampled last, which the host learns
+a step late: `learn` must have been told all of a row's tokens before it is sampled again, so the runner waits for the step before
+(`needs_history`). And rows with
 penalties hold a tally over the vocabulary each, whose memory grows when more of them run at once than ever before.
 """
 
@@ -99,17 +100,22 @@ class DeviceSampler:
 
     def needs_history(self, rows: Index) -> npt.NDArray[np.bool_]:
         """Which of these rows cannot be sampled before the host knows their last token."""
-        if not self._params.since:
+        since, thoughts = self._params.since, self._params.thoughts
+        if not since and not thoughts:
             return np.zeros(len(rows), np.bool_)
-        return np.array([row in self._params.since for row in rows.tolist()], np.bool_)
+        return np.array([row in since or row in thoughts for row in rows.tolist()], np.bool_)
 
     def learn(self, rows: Index, tokens: npt.NDArray[np.int32]) -> None:
         """Tokens that were sampled for rows; those that need no history are passed over."""
         for row, token in zip(rows.tolist(), tokens.tolist()):
-            since = self._params.since.get(row)
-            if since is not None and token >= 0:
+            if token < 0:
+                continue
+            since, thoughts = self._params.since.get(row), self._params.thoughts.get(row)
+            if since is not None:
                 since.append(token)
                 self._stale = True
+            if thoughts is not None:
+                thoughts.add(token)
 
     def put_masks(self, masks: npt.NDArray[np.int32]) -> None:
         """Copy the step's masks int32[k, words], which lie in page-locked memory, to where `sample` reads them."""
@@ -125,6 +131,7 @@ class DeviceSampler:
         for first in range(0, count, at_once):
             some = slice(first, min(first + at_once, count))
             self._sample(logits[some], entries, some, tokens[some], nan[some])
+        self._end_thoughts(entries.rows, tokens)
         return tokens, nan
 
     def reported(self, rows: Index) -> tuple[Index, npt.NDArray[np.int32]]:
@@ -133,9 +140,15 @@ class DeviceSampler:
         return at, self._params.logprobs[rows[at]]
 
     def report(
-        self, logits: torch.Tensor, at: npt.NDArray[np.integer], tokens: torch.Tensor, widths: npt.NDArray[np.integer]
+        self,
+        logits: torch.Tensor,
+        at: npt.NDArray[np.integer],
+        tokens: torch.Tensor,
+        widths: npt.NDArray[np.integer],
+        rows: Index | None = None,
     ) -> DeviceLogprobs:
-        """Log-probabilities of tokens int32[m], on the device, under rows `at` of the raw logits, with the widths[i] most likely."""
+        """Log-probabilities of tokens int32[m], on the device, under rows `at` of the raw logits, with the widths[i] most likely, or with
+        the tokens that rows[i] of the batch names instead."""
         if logits.dtype == torch.float16:
             logits = logits.float()
         count, lists = len(at), self._upload({"at": at.astype(np.int32), "widths": widths.astype(np.int32)})
@@ -146,7 +159,23 @@ class DeviceSampler:
         logprobs_kernel.report_logprobs(
             logits, lists["at"], tokens, lists["widths"], columns.logprob, columns.rank, columns.top_ids, columns.top_logprobs
         )
+        named = self._params.logprob_ids
+        for place, row in enumerate(rows.tolist() if rows is not None and named else ()):
+            if row in named:
+                ids = self._upload({"ids": named[row].astype(np.int32)})["ids"]
+                count = len(ids)
+                found = self.report(logits, np.full(count, at[place]), ids, np.zeros(count, np.int32))
+                columns.top_ids[place, :count], columns.top_logprobs[place, :count] = ids, found.logprob
         return columns
+
+    def _end_thoughts(self, rows: Index, tokens: torch.Tensor) -> None:
+        """Rows whose reasoning must end get the token that ends it, in place."""
+        thoughts = self._params.thoughts
+        due = [(entry, thoughts[row].forced) for entry, row in enumerate(rows.tolist()) if row in thoughts] if thoughts else []
+        forced = [(entry, token) for entry, token in due if token is not None]
+        if forced:
+            lists = self._upload({name: np.array(column) for name, column in zip(("at", "tokens"), zip(*forced))})
+            tokens[lists["at"]] = lists["tokens"].to(torch.int32)
 
     def _sample(self, logits: torch.Tensor, entries: Entries, some: slice, tokens: torch.Tensor, nan: torch.Tensor) -> None:
         count, vocab = logits.shape

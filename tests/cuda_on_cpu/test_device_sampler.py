@@ -11,6 +11,7 @@ import torch
 from gpu_workers.cuda.layout import Layout, pack, packed_size
 from gpu_workers.sampling.device_sampler import DeviceSampler, Entries, uploader
 from ipc.arena import RowSetup
+from ipc.sampling_params import ThinkingLimit
 from tests.cuda_on_cpu.emulator import emulated
 from tests.cuda_on_cpu.sampler_rows import pack_bits
 from tests.cuda_on_cpu.sync_machine import SyncMachine
@@ -115,6 +116,28 @@ def test_only_rows_with_bad_words_of_several_tokens_need_their_history() -> None
     assert sample(device, logits, row, position + 1, {})[0].tolist() == [6]
     device.setup([RowSetup(2, 1, seed=0, history=packed([5]))])
     assert not device.needs_history(np.arange(4)).any()
+
+
+def test_reasoning_is_ended_and_named_tokens_are_reported() -> None:
+    device, begin, end = device_sampler(40), 1, 2
+    limit = ThinkingLimit(2, begin, end, opened=True)
+    device.setup(
+        [RowSetup(0, 1, seed=0, history=packed([5]), thinking=limit), RowSetup(1, 1, seed=0, logprobs=2, logprob_ids=packed([30, 3]))]
+    )
+    assert device.needs_history(np.arange(2)).tolist() == [True, False]
+    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(4))
+    logits[0, [begin, end]] = -9.0
+    free = int(logits[0].argmax())
+    found = []
+    for position in range(1, 5):
+        tokens, _, on_device = sample(device, logits, np.arange(2), np.full(2, position), {})
+        found.append(int(tokens[0]))
+        reported, widths = device.reported(np.arange(2))
+        columns = device.report(logits, reported, on_device[torch.from_numpy(reported)], widths, reported)
+        assert columns.top_ids[0, :2].tolist() == [30, 3]
+        assert columns.top_logprobs[0, :2].numpy() == pytest.approx(torch.log_softmax(logits[1], -1)[[30, 3]].numpy(), abs=1e-5)
+        device.learn(np.arange(2), tokens)
+    assert found == [free, free, end, free]
 
 
 def test_nan_and_masks_of_a_step() -> None:
