@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from kernels_cuda import activations, logprobs, norms, paged_decode, paged_prefill, qkv, rows, sampler
+from kernels_cuda import activations, logprobs, mla_decode, norms, paged_decode, paged_prefill, qkv, rows, sampler
 from kernels_cuda.kernel import Source
 
 SOURCES: tuple[Source, ...] = (
     activations.SOURCE,
     logprobs.SOURCE,
+    mla_decode.SOURCE,
     norms.SOURCE,
     paged_decode.SOURCE,
     paged_prefill.SOURCE,

@@ -96,6 +96,16 @@ def prefill_attention(
     return torch.einsum("hgqn,nhd->qhgd", weights, values.double()).reshape(new, heads, head_dim)
 
 
+def mla_attention(q_latent: torch.Tensor, q_rope: torch.Tensor, cached: torch.Tensor, scale: float) -> torch.Tensor:
+    """Latent attention of one query, q_latent [heads, latent] and q_rope [heads, rope], over cached tokens [tokens, latent + rope].
+
+    The latent is the value of all heads. The result [heads, latent] is in the latent's space (arXiv:2405.04434, weights absorbed).
+    """
+    cached = cached.double()
+    scores = torch.cat((q_latent, q_rope), -1).double() @ cached.T * scale
+    return scores.softmax(-1) @ cached[:, : q_latent.shape[1]]
+
+
 def gather_inputs(
     row: list[int],
     num_new: list[int],

@@ -11,7 +11,7 @@ import torch
 from bench.gpu.case import TOLERANCE, Builders, Case, Inputs, relative
 from bench.gpu.kernels import check_and_time
 from bench.gpu.part import run
-from kernels_cuda import paged_decode, paged_prefill, reference
+from kernels_cuda import mla_decode, paged_decode, paged_prefill, reference
 
 CHECKED_REQUESTS = 4  # of a large batch
 BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
@@ -118,6 +118,44 @@ def prefill(
     return Case(name, run, error, TOLERANCE[dtype], (out,), moved, 4 * pairs * heads * dim)
 
 
+def latent(make: Inputs, name: str, lengths: list[int], heads: int, dtype: torch.dtype = BF16, resident: int = 264) -> Case:
+    """DeepSeek's latent attention."""
+    pages = Pages(make, lengths, 1, 8, dtype)  # for its tables
+    count, scale = len(lengths), 192**-0.5
+    cache = make.normal(len(pages.k), 16, mla_decode.WIDTH, dtype=dtype, seed=1)
+    q = make.normal(count, heads, mla_decode.LATENT, dtype=dtype, seed=3), make.normal(count, heads, mla_decode.ROPE, dtype=dtype, seed=4)
+    out, limit = make.unwritten(count, heads, mla_decode.LATENT, dtype=dtype), shared_limit(make.device)
+    each = np.arange(count, dtype=np.int32)
+    plan = paged_decode.plan_decode(np.array(lengths, np.int32), each, each, mla_decode.head_blocks(heads, limit), resident)
+    work, merges = make.ints(plan.work), make.ints(plan.merges)
+    scratch = (
+        make.unwritten(len(work), heads, mla_decode.LATENT, dtype=torch.float32),
+        make.unwritten(len(work), heads, dtype=torch.float32),
+    )
+
+    def run() -> None:
+        mla_decode.mla_attention(*q, cache, pages.tables, work, merges, *scratch, out, scale, limit)
+
+    def error() -> float:
+        chosen = np.unique(np.linspace(0, count - 1, min(count, CHECKED_REQUESTS)).astype(int)).tolist()
+        tokens = [cache[pages.tables[row].long()].flatten(0, 1)[: lengths[row]] for row in chosen]
+        wanted = [reference.mla_attention(q[0][row], q[1][row], mine, scale) for row, mine in zip(chosen, tokens)]
+        return relative(out[chosen], torch.stack(wanted))
+
+    seen = sum(lengths)
+    moved = seen * mla_decode.WIDTH * 2 + 2 * count * heads * (mla_decode.WIDTH + mla_decode.LATENT)
+    return Case(name, run, error, TOLERANCE[dtype], (out, *scratch), moved, 2 * seen * heads * (mla_decode.WIDTH + mla_decode.LATENT))
+
+
+def shared_limit(device: str) -> int:
+    """Shared memory that a block may have."""
+    if device == "cpu":
+        return mla_decode.MOST_SHARED
+    import cupy
+
+    return int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+
+
 def checks(make: Inputs, few: bool) -> Builders:
     """Every variant that is shipped, or only a handful."""
     lengths = [1, 16, 17, 100, 300] if few else [*range(1, 34), 63, 64, 65, 128, 129, 300, 1025]
@@ -137,6 +175,9 @@ def checks(make: Inputs, few: bool) -> Builders:
     for group in (1,) if few else (1, 7, 9, 16):
         yield partial(decode, make, f"decode group {group}", lengths[:8], heads=2 * group, kv_heads=2, dim=128)
         yield partial(prefill, make, f"prefill group {group}", chunks, heads=2 * group, kv_heads=2, dim=128)
+    for heads in (16,) if few else (8, 16, 24, 64, 128):
+        for dtype in (BF16,) if few else (BF16, FP16):
+            yield partial(latent, make, f"latent {heads} heads {str(dtype)[6:]}", lengths[:40], heads, dtype)
 
 
 def timed(make: Inputs, few: bool, resident: int) -> Builders:
@@ -157,6 +198,10 @@ def timed(make: Inputs, few: bool, resident: int) -> Builders:
             continue
         label = f"prefill {requests} x {new}k after {past}k"
         yield partial(prefill, make, label, [(int(past * unit), int(new * unit))] * requests, **shape, large=True)
+    for heads, requests, length in ((16, 64, 1), (128, 1, 8), (128, 64, 1), (128, 64, 4)):
+        if not few or requests == 1:
+            label = f"latent {heads} heads {requests} x {length}k"
+            yield partial(latent, make, label, [length * unit] * requests, heads if not few else 16, resident=resident)
 
 
 if __name__ == "__main__":

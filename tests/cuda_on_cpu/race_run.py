@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels_cuda import logprobs, norms, paged_decode, paged_prefill, qkv, rows, sampler
+from kernels_cuda import logprobs, mla_decode, norms, paged_decode, paged_prefill, qkv, rows, sampler
 from kernels_cuda.launch import use_backend
 from tests.cuda_on_cpu.emulator import Emulator
 
@@ -73,6 +73,28 @@ def prefilled() -> None:
     paged_prefill.prefill_attention(bf16(new, heads, dim), *caches, tables, int32(plan.work), int32(plan.chunks), out, 0.1)
 
 
+def latent() -> None:
+    length, heads = 100, 16
+    plan = paged_decode.plan_decode(np.array([length], np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), 1, 4, 0, 64)
+    pages = -(-length // 16)
+    scratch = (
+        Array(np.zeros((len(plan.work), heads, mla_decode.LATENT), np.float32), "float32"),
+        Array(np.zeros((len(plan.work), heads), np.float32), "float32"),
+    )
+    tables = int32(np.arange(pages)[None])
+    q = bf16(1, heads, mla_decode.LATENT), bf16(1, heads, mla_decode.ROPE)
+    mla_decode.mla_attention(
+        *q,
+        bf16(pages, 16, mla_decode.WIDTH),
+        tables,
+        int32(plan.work),
+        int32(plan.merges),
+        *scratch,
+        bf16(1, heads, mla_decode.LATENT),
+        0.1,
+    )
+
+
 def normed() -> None:
     norms.layer_norm(bf16(1, 2048), None, None, bf16(1, 2048), 1e-5)
 
@@ -124,6 +146,7 @@ def reported() -> None:
 CASES = {
     "decode": decode,
     "prefilled": prefilled,
+    "latent": latent,
     "normed": normed,
     "rotated": rotated,
     "gathered": gathered,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels_cuda import paged_prefill, reference
@@ -217,6 +217,7 @@ def test_unsupported_shapes_are_named() -> None:
     assert attend(make_step([(0, 0)], 4, 64))[0].numel() == 0
 
 
+@settings(deadline=None)  # a loaded machine takes longer, and the time is not what is tested
 @given(
     st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 700)), max_size=20),
     st.sampled_from([1, 3, 8, 128, 200]),

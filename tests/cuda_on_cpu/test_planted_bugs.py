@@ -86,7 +86,7 @@ BUGS = [
     Bug("a block-table entry past the end is read", DECODE,
         "return tile < last ? table[tile * TILE / block_size] : 0;", "return table[tile * TILE / block_size];", decode),
     Bug("the query heads of a neighbouring group are used", DECODE, "query[k][r] = g < heads_here ?", "query[k][r] = true ?", decode),
-    Bug("the merge forgets the last split", DECODE, "item < merge.y; item++", "item < merge.y - 1; item++", decode),
+    Bug("the merge forgets the last split", "merge.cuh", "item < merge.y; item++", "item < merge.y - 1; item++", decode),
     Bug("fp8 dimension pairs are swapped", DECODE,
         "a[0] = e4m3x2_to_fp16x2(__byte_perm(r[0], 0, 0x4420));", "a[0] = e4m3x2_to_fp16x2(__byte_perm(r[0], 0, 0x4431));", fp8),
     Bug("no warp barrier before partners are read", "qkv.cu", "  __syncwarp();\n", "", rotated),
