@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import time
 
 import numpy as np
@@ -26,32 +27,36 @@ PROMPT = 128
 
 
 class Bench:
-    """A scheduler with `rows` requests, all past their prompts."""
+    """A scheduler with `rows` requests past their prompts of at least `prompt` tokens, room for one more, and `spare` more blocks."""
 
-    def __init__(self, rows: int, steps: int, frontends: int) -> None:
-        length = PROMPT + BLOCK_SIZE + steps + 64
+    def __init__(self, rows: int, steps: int, frontends: int, prompt: int = PROMPT, spare: int = 0) -> None:
+        length = prompt + BLOCK_SIZE + steps + 64
         config = Config(
             cache=CacheConfig(block_size=BLOCK_SIZE),
-            scheduler=SchedulerConfig(max_num_seqs=rows, max_num_batched_tokens=max(8192, rows)),
+            scheduler=SchedulerConfig(max_num_seqs=rows + 1, max_num_batched_tokens=max(8192, rows + 1)),
         )
         model = ModelInfo(
             path="", tokenizer_path="", name="", architecture="", vocab_size=128_256, max_model_len=length, eos_token_ids=[128_001, 128_009]
         )
         self.arena = Arena.create(Dimensions.of(config, model))
-        self.scheduler = Scheduler(config, model, rows * (length // BLOCK_SIZE + 2), b"0" * 32)
+        self.scheduler = Scheduler(config, model, rows * (length // BLOCK_SIZE + 2) + spare, b"0" * 32)
         self.step = 0
         self.decoding = False
         self.outstanding: list[int] = []
         rng = np.random.default_rng(0)
         for handle in range(rows):
-            prompt = rng.integers(0, 100_000, PROMPT + handle % BLOCK_SIZE, dtype=np.int32).tobytes()
-            submit = Submit(handle, f"r{handle}", prompt, SamplingParams(max_tokens=None), 0, handle)
+            tokens = rng.integers(0, 100_000, prompt + handle % BLOCK_SIZE, dtype=np.int32).tobytes()
+            submit = Submit(handle, f"r{handle}", tokens, SamplingParams(max_tokens=None), 0, handle)
             assert self.scheduler.add(submit, f"frontend.{handle % frontends}.1", 0) is None
         while len(self.scheduler.waiting) or self.scheduler._prefilling:
             self.turn()
         for _ in range(4):
             self.turn()
         self.decoding = True
+
+    def close(self) -> None:
+        """Give back the arena's memory."""
+        os.close(self.arena.fd)
 
     def turn(self) -> tuple[int, int]:
         """Nanoseconds of one plan and one apply, with two steps in flight around them."""

@@ -9,7 +9,8 @@ identity (cache salt), so nobody can compute or probe for somebody else's keys.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
 import msgspec
@@ -20,6 +21,7 @@ from scheduler_proc.block_pool import BlockPool
 
 KEY_BYTES = 16
 _HEAP_SLACK = 1024
+_NONE = -1
 
 
 class RadixNode(msgspec.Struct, gc=False, eq=False):
@@ -60,6 +62,9 @@ class PrefixCache:
         self._secret = secret
         self._nodes: dict[bytes, RadixNode] = {}
         self._by_block: list[RadixNode | None] = [None] * pool.num_blocks
+        # The children of each node as a doubly linked list over block ids. References between nodes would be cycles, which nothing
+        # would ever free: nodes are not known to the garbage collector.
+        self._first_child, self._next, self._previous = (array("i", [_NONE]) * pool.num_blocks for _ in range(3))
         # Leaves that may be evicted as (stamp, block), oldest first; entries that no longer hold are skipped when they surface.
         self._leaves: list[tuple[int, int]] = []
         self._clock = 0
@@ -100,6 +105,10 @@ class PrefixCache:
         node = RadixNode(block, key, parent, step)
         if parent is not None:
             parent.num_children += 1
+            sibling = self._first_child[parent.block]
+            self._first_child[parent.block], self._next[block] = block, sibling
+            if sibling != _NONE:
+                self._previous[sibling] = block
         self._nodes[key] = node
         self._by_block[block] = node
         self._pool.set_cached(block)
@@ -168,13 +177,9 @@ class PrefixCache:
         """Detach a node and everything below it, whoever uses it: its content turned out to be wrong."""
         if not node.live:
             return
-        # A parent is always older in the dictionary than its children, so one pass finds the subtree.
-        doomed = {id(node)}
         found = [node]
-        for other in self._nodes.values():
-            if other.parent is not None and id(other.parent) in doomed:
-                doomed.add(id(other))
-                found.append(other)
+        for each in found:  # which grows meanwhile
+            found += self._children(each)
         for each in reversed(found):
             self._detach(each)
         self._pool.drop_cached(np.array([each.block for each in found], np.int32))
@@ -182,12 +187,31 @@ class PrefixCache:
         if parent is not None and parent.num_children == 0 and parent.pins == 0:
             self._push(parent)
 
+    def _children(self, node: RadixNode) -> Iterator[RadixNode]:
+        block = self._first_child[node.block]
+        while block != _NONE:
+            child = self._by_block[block]
+            assert child is not None
+            yield child
+            block = self._next[block]
+
     def _detach(self, node: RadixNode) -> None:
+        """Take a node without children out of the tree."""
+        block, parent = node.block, node.parent
         del self._nodes[node.key]
-        self._by_block[node.block] = None
+        self._by_block[block] = None
         node.live = False
-        if node.parent is not None:
-            node.parent.num_children -= 1
+        if parent is None:
+            return
+        parent.num_children -= 1
+        after, before = self._next[block], self._previous[block]
+        if before != _NONE:
+            self._next[before] = after
+        else:
+            self._first_child[parent.block] = after
+        if after != _NONE:
+            self._previous[after] = before
+        self._next[block] = self._previous[block] = _NONE
 
     def nodes(self) -> Iterable[RadixNode]:
         """All nodes; a parent comes before its children."""
@@ -208,6 +232,8 @@ class PrefixCache:
                 children[id(node.parent)] = children.get(id(node.parent), 0) + 1
         for node in self._nodes.values():
             assert node.num_children == children.get(id(node), 0), "wrong count of children"
+            linked = list(self._children(node))
+            assert len(linked) == node.num_children and all(child.parent is node for child in linked), "wrong list of children"
             assert node.pins >= 0, "negative pins"
             if node.num_children == 0 and self._pool.refs[node.block] == 0:
                 assert node.pins == 0, "a pinned path whose blocks nobody holds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -188,3 +189,24 @@ def test_a_large_tree_stays_fast() -> None:
     evicted = time.process_time()
     assert (inserted - began) / 100_000 < 50e-6
     assert (evicted - inserted) / 50_000 < 25e-6
+
+
+def test_forgetting_takes_the_subtree_and_looks_at_nothing_else() -> None:
+    class Unlisted(dict[bytes, RadixNode]):
+        def __iter__(self) -> Iterator[bytes]:
+            raise AssertionError("the whole tree was walked")
+
+        items = values = keys = __iter__  # type: ignore[assignment]
+
+    pool = BlockPool(16)
+    cache = PrefixCache(pool, SECRET)
+    chain(cache, pool, [1, 1, 2, 2])
+    wrong = chain(cache, pool, [1, 1, 3, 3])
+    leaves = [chain(cache, pool, [1, 1, 3, 3, last, last, 9, 9]) for last in (4, 5, 6)]
+    kept = chain(cache, pool, [1, 1, 7, 7])
+    cache._nodes = Unlisted(cache._nodes)
+    cache.forget(wrong)
+    cache._nodes = dict(dict.items(cache._nodes))
+    cache.validate()
+    assert not wrong.live and not any(leaf.live for leaf in leaves) and kept.live
+    assert len(cache) == 3 and pool.num_free == 13
