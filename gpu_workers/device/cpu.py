@@ -1,4 +1,4 @@
-"""The CPU: torch's OpenMP threads, bf16 weights packed by oneDNN, KV memory that is only taken when touched."""
+"""The CPU: torch's OpenMP threads, weights packed by oneDNN or for kernels of ours, KV memory that is only taken when touched."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from gpu_workers.attention.cpu_decode import DecodeKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runner, Serving
+from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
 from gpu_workers.layers.ops import Ops
 from ipc.config import Config
@@ -50,6 +51,7 @@ class CPUDevice:
         self.threads = config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // self.num_workers)
         self.decode_kernel: DecodeKernel | None = None
         self.fused_ops: CPUOps | None = None
+        self.products: PanelProducts | None = None
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
 
@@ -71,9 +73,11 @@ class CPUDevice:
         return torch.from_numpy(raw).view(dtype).view(shape)
 
     def pack_linear(self, weight: torch.Tensor) -> PackedLinear | None:
-        if not _can_pack(weight.dtype):
-            return None
-        return _MkldnnLinear(weight)
+        if _can_pack(weight.dtype):
+            return _MkldnnLinear(weight)
+        if weight.dtype == torch.bfloat16 and self.products is not None:
+            return PanelLinear(self.products, "bfloat16", weight)
+        return None
 
     def close(self) -> None:
         """Nothing to end: kernels that still compile go with the process (gpu_workers/run.py)."""
@@ -83,6 +87,8 @@ class CPUDevice:
         return self.fused_ops
 
     def prepare(self, shape: AttentionShape, weight_bytes: int) -> None:
+        if shape.dtype == torch.bfloat16 and not _can_pack(shape.dtype):
+            self.products = PanelProducts(frozenset({"bfloat16"}), shape.dtype, self.threads)
         self.decode_kernel = DecodeKernel(shape, self.threads)
 
     def explain(self, error: BaseException) -> BaseException:

@@ -24,7 +24,9 @@ _PARALLEL.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_
 _PARALLEL.restype = None
 # Under a name of ours, so that what numba caches does not depend on where the library lies in this process.
 llvmlite.binding.add_symbol("omp_get_thread_num", ctypes.cast(_GOMP.omp_get_thread_num, ctypes.c_void_p).value)
+llvmlite.binding.add_symbol("GOMP_barrier", ctypes.cast(_GOMP.GOMP_barrier, ctypes.c_void_p).value)
 thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+barrier = types.ExternalFunction("GOMP_barrier", types.void())
 signature = types.void(types.voidptr)
 
 

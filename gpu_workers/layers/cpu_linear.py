@@ -1,0 +1,163 @@
+"""Matrix products of our own on the CPU: weights packed into panels, in bfloat16, int8 or int4.
+
+torch multiplies bfloat16 without bfloat16 instructions hundreds of times slower than memory delivers the weights (docs/benchmarks.md).
+These kernels widen the weights in registers and add up in float32, for any number of rows: a few at memory speed, many at the rate
+of a float32 product. Until they are compiled, torch computes from the plain weight, which is packed and dropped at its first use after.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gpu_workers.quantization.rounding import GROUP, Rounded
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("bfloat16", "int8", "int4")
+# Rows of a block, and how many inputs a turn of the inner loop takes: few rows need more sums side by side to keep the CPU busy.
+HEIGHTS = ((1, 4), (2, 2), (4, 2), (6, 2))
+# Inputs are filled up with zeros to a multiple of what a loop takes at once.
+MULTIPLE = {"bfloat16": 4, "int8": 4, "int4": GROUP}
+# More rows than this take turns, which bounds the memory for their float32 copy.
+ROWS_AT_ONCE = 1026
+# Each thread lays out all rows for itself up to so many numbers: less work than waiting for the others.
+ALONE = 2**15
+# Threads take panels in portions: at least so many portions per thread, of at most so many panels.
+PORTIONS, PORTION_MOST = 8, 16
+SUMS_BYTES = 1024
+
+
+class PanelProducts:
+    """The kernels for weights of some formats and activations of one dtype; `ready` once they are compiled, in a thread of their own."""
+
+    def __init__(self, formats: frozenset[str], dtype: torch.dtype, threads: int) -> None:
+        self.ready = False
+        self.dtype, self.threads = dtype, threads
+        self.kernels: Any = None
+        self._formats = sorted(formats)
+        self._products: dict[tuple[str, int], Any] = {}
+        self._packers: dict[str, Any] = {}
+        self._scratch = np.empty(0, np.uint8)
+        self._thread = threading.Thread(target=self._compile, name="compile-products", daemon=True)
+        if formats:
+            self._thread.start()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the kernels are ready within `timeout` seconds."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return self.ready
+
+    def scratch(self, size: int) -> int:
+        """The address of `size` bytes that any product may overwrite."""
+        if self._scratch.size < size:
+            self._scratch = np.empty(size, np.uint8)
+        return int(self._scratch.ctypes.data)
+
+    def launchers(self, name: str, arguments: np.ndarray) -> dict[int, Any]:
+        """The kernels of a format by their blocks' height, over these arguments."""
+        from gpu_workers.device.cpu_native import launcher
+
+        return {height: launcher(self._products[name, height], arguments) for height, _ in HEIGHTS}
+
+    def pack(self, name: str, arguments: np.ndarray) -> None:
+        from gpu_workers.device.cpu_native import run
+
+        run(self._packers[name], arguments, self.threads)
+
+    def _compile(self) -> None:
+        began = time.monotonic()
+        try:
+            from gpu_workers.layers import cpu_linear_kernels as kernels
+
+            self.kernels = kernels
+            try:
+                self._build(True)
+            except RuntimeError:  # numba found no directory for its cache
+                self._build(False)
+        except Exception as error:
+            # Whatever numba or a missing libgomp may raise: torch computes the same, more slowly.
+            log.warning("matrix products stay with torch: %s: %s", type(error).__name__, error)
+            return
+        self.ready = True
+        log.debug("matrix products compiled in %.1f s", time.monotonic() - began)
+
+    def _build(self, cache: bool) -> None:
+        kernels, bf16 = self.kernels, self.dtype == torch.bfloat16
+        for name in self._formats:
+            kind = kernels.KINDS[name]
+            self._packers[name] = kernels.packer_int4(cache) if name == "int4" else kernels.packer(kind, cache)
+            for height, unroll in HEIGHTS:
+                self._products[name, height] = kernels.product(kind, bf16, height, unroll, cache)
+
+
+class PanelLinear:
+    """A linear whose weight [out, in] is packed into panels as soon as the kernels are there (`weight` is None from then on)."""
+
+    def __init__(self, products: PanelProducts, name: str, weight: torch.Tensor | Rounded) -> None:
+        self._products, self._name = products, name
+        self.weight: torch.Tensor | Rounded | None = weight
+        self._outputs, self._inputs = (weight.numbers if isinstance(weight, Rounded) else weight).shape
+        self._panels = self._scales = np.empty(0)
+        self._arguments = np.zeros(0, np.int64)
+        self._launch: dict[int, Any] = {}
+        if products.ready:
+            self._pack()
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.weight is not None:
+            if not self._products.ready:
+                weight = self.weight.restored(x.dtype) if isinstance(self.weight, Rounded) else self.weight
+                return F.linear(x, weight, bias)
+            self._pack()
+        rows = x.shape[0]
+        out = torch.empty(rows, self._outputs, dtype=x.dtype)
+        a, places, size = self._arguments, self._products.kernels, x.element_size()
+        threads = min(self._products.threads, torch.get_num_threads())
+        a[places.BIAS], a[places.THREADS] = 0 if bias is None else bias.data_ptr(), threads
+        portions = self._outputs // (threads * PORTIONS * self._products.kernels.PANEL)
+        a[places.PORTION] = max(1, min(PORTION_MOST, portions))
+        for first in range(0, rows, ROWS_AT_ONCE):
+            count = min(ROWS_AT_ONCE, rows - first)
+            a[places.X], a[places.OUT] = x.data_ptr() + first * self._inputs * size, out.data_ptr() + first * self._outputs * size
+            self._multiply(count, threads)
+        return out
+
+    def _multiply(self, rows: int, threads: int) -> None:
+        a, places = self._arguments, self._products.kernels
+        height = next((height for height, _ in HEIGHTS if rows <= height), 4 if 6 < rows <= 8 else 6)
+        # int4 adds a number to every group of inputs.
+        numbers = -(-rows // height) * height * (int(a[places.PADDED]) // GROUP * (GROUP + 1) + GROUP)
+        alone = numbers <= ALONE or threads == 1
+        a[places.ROWS], a[places.ALONE], a[places.COUNTER] = rows, alone, 0
+        a[places.SCRATCH] = self._products.scratch(threads * SUMS_BYTES + numbers * 4 * (threads if alone else 1))
+        self._launch[height](threads)
+
+    def _pack(self) -> None:
+        weight, products, places = self.weight, self._products, self._products.kernels
+        multiple = MULTIPLE[self._name]
+        padded = -(-self._inputs // multiple) * multiple
+        a = np.zeros(places.NUM_ARGUMENTS, np.int64)
+        a[places.INPUTS], a[places.PADDED], a[places.OUTPUTS], a[places.THREADS] = self._inputs, padded, self._outputs, products.threads
+        if isinstance(weight, Rounded):
+            self._scales = weight.scales.numpy()
+            a[places.SCALES] = self._scales.ctypes.data
+            plain = weight.numbers.contiguous()
+        else:
+            assert weight is not None
+            plain = weight.contiguous()
+        # numpy asks for huge pages, which spare the CPU a third of its misses in the page table.
+        self._panels = np.empty(places.packed_bytes(self._name, self._outputs, padded), np.uint8)
+        a[places.X], a[places.OUT] = plain.data_ptr(), self._panels.ctypes.data
+        products.pack(self._name, a)
+        if self._name == "int4":
+            self._scales = np.empty(0)
+        a[places.WEIGHTS], a[places.NEXT] = self._panels.ctypes.data, a.ctypes.data + places.COUNTER * a.itemsize
+        self._arguments, self._launch, self.weight = a, products.launchers(self._name, a), None

@@ -1,0 +1,96 @@
+"""The CPU's own matrix products against torch in float64, at sizes that fit no panel, block or group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gpu_workers.layers.cpu_linear import FORMATS, PanelLinear, PanelProducts
+from gpu_workers.quantization.rounding import Rounded, rounded
+
+BITS = {"int8": 8, "int4": 4}
+SIZES = ((1, 1), (17, 33), (33, 70), (300, 200))
+ROWS = (*range(1, 18), 40, 1100)
+
+
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def products(request: pytest.FixtureRequest) -> Iterator[PanelProducts]:
+    formats = frozenset(FORMATS) if request.param == torch.bfloat16 else frozenset(BITS)
+    made = PanelProducts(formats, request.param, 2)
+    assert made.wait(110)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield made
+    torch.set_num_threads(before)
+
+
+def held(name: str, weight: torch.Tensor) -> tuple[torch.Tensor | Rounded, torch.Tensor]:
+    """What PanelLinear is given for the weight, and the weight that it stands for."""
+    if name not in BITS:
+        return weight, weight.double()
+    few_bits = rounded(weight, BITS[name])
+    return few_bits, few_bits.restored(torch.float64)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", FORMATS)
+def test_products(products: PanelProducts, name: str, size: tuple[int, int]) -> None:
+    if name == "bfloat16" and products.dtype != torch.bfloat16:
+        pytest.skip("plain weights have the activations' dtype")
+    torch.manual_seed(0)
+    dtype = products.dtype
+    weight, bias = torch.randn(size).to(dtype), torch.randn(size[0]).to(dtype)
+    given, exact = held(name, weight)
+    linear = PanelLinear(products, name, given)
+    for rows in ROWS:
+        x = torch.randn(rows, size[1]).to(dtype)
+        for added in (None, bias):
+            wanted = x.double() @ exact.T + (0 if added is None else added.double())
+            error = (linear(x, added).double() - wanted).abs().max() / wanted.abs().max()
+            assert error < (5e-3 if dtype == torch.bfloat16 else 3e-6), rows
+
+
+def test_serves_before_the_kernels_are_ready(products: PanelProducts) -> None:
+    """torch computes the same from the plain weight, which goes away once the kernels take over."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 64).to(products.dtype)
+    for bits in BITS:
+        products.ready = False
+        linear = PanelLinear(products, bits, rounded(torch.randn(40, 64).to(products.dtype), BITS[bits]))
+        before = linear(x, None)
+        products.ready = True
+        assert torch.allclose(before.float(), linear(x, None).float(), rtol=0.02, atol=0.1)
+        assert linear.weight is None
+
+
+def test_one_thread_gives_the_same_bits(products: PanelProducts) -> None:
+    """Which thread takes a panel is chance; what comes out is not."""
+    torch.manual_seed(0)
+    linear = PanelLinear(products, "int8", rounded(torch.randn(700, 96).to(products.dtype), 8))
+    x = torch.randn(13, 96).to(products.dtype)
+    both = linear(x, None)
+    torch.set_num_threads(1)
+    alone = linear(x, None)
+    torch.set_num_threads(2)
+    assert torch.equal(both, alone)
+
+
+def test_rounding() -> None:
+    weight = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    eight, four = rounded(weight, 8), rounded(weight, 4)
+    assert eight.numbers.tolist() == [[64, -127, 32, 0], [0, 0, 0, 0]]
+    assert four.numbers.tolist() == [[4, -8, 2, 0], [0, 0, 0, 0]]
+    assert torch.equal(four.restored(torch.float32), weight)
+    assert torch.allclose(eight.restored(torch.float32), weight, atol=0.02)
+
+
+def test_rounding_error_is_half_a_step() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(50, 70)
+    for bits in (8, 4):
+        few = rounded(weight, bits)
+        steps = few.scales.abs().repeat_interleave(few.group, dim=1)[:, :70]
+        # int4 has no +8: the number opposite to the largest may miss by a whole step.
+        assert ((few.restored(torch.float32) - weight).abs() <= steps * (0.51 if bits == 8 else 1.04)).all()
