@@ -15,7 +15,7 @@ from frontend.answer_formats import AnswerFormats
 from frontend.auth import ApiKeys, HostNames, read_key_file
 from frontend.batch_runner import ENDPOINTS, BatchRunner
 from frontend.batch_store import BatchStore
-from frontend.connection import HttpServer
+from frontend.connection import SERVER, HttpServer
 from frontend.engine_client import EngineClient
 from frontend.file_store import FileStore
 from frontend.fill_in_the_middle import FillInTheMiddle
@@ -101,7 +101,7 @@ class App:
 
     def make_server(self) -> HttpServer:
         """aiohttp's protocol factory for `loop.create_server`."""
-        return HttpServer(self.handle, self.server_config.max_connections, self._count_connections)
+        return HttpServer(self.handle, self.server_config, self._count_connections)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, whatever happens."""
@@ -140,6 +140,7 @@ class App:
         """Headers of every response."""
         given = request.headers.get("X-Request-Id", "")
         return {
+            "Server": SERVER,
             "X-Request-Id": given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12),
             "Access-Control-Allow-Origin": "*",
             "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",

@@ -10,10 +10,10 @@ import msgspec
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
+from frontend.connection import Connection
 from frontend.http_errors import HttpError
 from ipc.errors import InvalidRequestError
 
-BODY_SECONDS = 60.0
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 _PATH = re.compile(r" - at `\$\.?([A-Za-z_]\w*)?[^`]*`$")
 
@@ -54,15 +54,17 @@ async def _read(request: web.BaseRequest, limit: int, any_type: bool) -> bytes:
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     allow_body(request)
-    body = bytearray()
+    body, connection = bytearray(), request.protocol
+    assert isinstance(connection, Connection)
+    seconds = connection.body_seconds
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             while chunk := await request.content.readany():
                 body += chunk
                 if len(body) > limit:
                     raise _too_large(limit)
     except TimeoutError:
-        raise HttpError(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        raise HttpError(408, f"the body did not arrive within {seconds:g} s") from None
     return bytes(body)
 
 

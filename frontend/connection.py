@@ -12,12 +12,12 @@ from aiohttp.web_protocol import RequestHandler
 
 from frontend.http_errors import error_body
 from frontend.sse import TRANSPORT_HIGH_WATER, SseResponse
+from ipc.config import ServerConfig
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_SECONDS = 75.0
-HEADER_SECONDS = 30.0
 LINGER_SECONDS = 2.0
+SERVER = "quire"  # and no versions of what it is made of
 MAX_LINE_BYTES = 8190
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
@@ -51,7 +51,7 @@ class Connection(RequestHandler):
             self.transport.close()
             return
         # aiohttp's own timer begins with the first request; somebody who never sends one must not keep the place.
-        self._header_timer = self._loop.call_later(HEADER_SECONDS, self._no_request_yet)
+        self._header_timer = self._loop.call_later(self._server.header_seconds, self._no_request_yet)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._header_timer is not None:
@@ -71,6 +71,11 @@ class Connection(RequestHandler):
         if self.response is not None:
             self.response.resume()
 
+    @property
+    def body_seconds(self) -> float:
+        """How long a request's body may take to arrive."""
+        return self._server.body_seconds
+
     async def drained(self) -> None:
         """Wait until the transport's buffer has room. Raises ConnectionError when the client leaves."""
         await self._drain_helper()
@@ -88,6 +93,7 @@ class Connection(RequestHandler):
             status=status,
             body=error_body(status, text, None, "bad_http" if status < 500 else "internal_error"),
             content_type="application/json",
+            headers={"Server": SERVER},
         )
         answer.force_close()
         return answer
@@ -100,10 +106,11 @@ class Connection(RequestHandler):
 class HttpServer(web.Server):
     """Makes a Connection for each client; pass it to `loop.create_server`."""
 
-    def __init__(self, handler: Handler, max_connections: int, on_count: Callable[[int], None]) -> None:
+    def __init__(self, handler: Handler, config: ServerConfig, on_count: Callable[[int], None]) -> None:
         # Cancelling the handler is how a request learns at once that its client has left.
         super().__init__(handler, handler_cancellation=True)
-        self._max_connections = max_connections
+        self._max_connections = config.max_connections
+        self.header_seconds, self.body_seconds = config.header_timeout, config.body_timeout
         self._on_count = on_count
         self._open = 0
         self._options = {
@@ -111,7 +118,7 @@ class HttpServer(web.Server):
             "access_log": None,
             "logger": log,
             "auto_decompress": False,
-            "keepalive_timeout": KEEPALIVE_SECONDS,
+            "keepalive_timeout": config.keepalive_timeout,
             "lingering_time": LINGER_SECONDS,
             "max_line_size": MAX_LINE_BYTES,
             "max_field_size": MAX_HEADER_BYTES,

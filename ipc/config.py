@@ -141,6 +141,9 @@ class ServerConfig(_Section, frozen=True):
     max_stored_file_bytes: Annotated[int, Meta(ge=1024, description="Disk space for all uploads together.")] = 8 * 1024 * 1024 * 1024
     batch_concurrency: Annotated[int, Meta(ge=1, le=4096, description="Lines of batches that run at a time.")] = 16
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body.")] = 4 * 1024 * 1024
+    header_timeout: Annotated[float, Meta(gt=0, description="Seconds a new connection has for its first request's headers.")] = 30.0
+    body_timeout: Annotated[float, Meta(gt=0, description="Seconds a request has for its body, else status 408.")] = 60.0
+    keepalive_timeout: Annotated[float, Meta(gt=0, description="Seconds after which a connection without a request is closed.")] = 75.0
     max_connections: Annotated[int, Meta(ge=1, description="Open connections per frontend.")] = 8192
     max_prompts_per_request: Annotated[int, Meta(ge=1, description="Prompts in one completions request; times n at most 4x this.")] = 256
     shutdown_timeout: Annotated[float, Meta(ge=0, description="Seconds that running requests get to finish on SIGTERM.")] = 30.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from aiohttp import BodyPartReader, web
 
-from frontend.body import BODY_SECONDS, allow_body
+from frontend.body import allow_body
 from frontend.file_store import OUTPUT, PURPOSES
 from frontend.generation import json_answer
 from frontend.http_errors import HttpError
@@ -41,7 +41,7 @@ async def create(app: App, request: web.BaseRequest) -> web.Response:
     try:
         with await asyncio.to_thread(open, path, "wb") as file:
             reader = await request.multipart()
-            upload = _Upload(file, limit)
+            upload = _Upload(file, limit, app.server_config.body_timeout)
             while (part := await upload.in_time(reader.next())) is not None:
                 if not isinstance(part, BodyPartReader):
                     raise InvalidRequestError("multipart inside of multipart is not understood")
@@ -65,12 +65,13 @@ async def create(app: App, request: web.BaseRequest) -> web.Response:
 class _Upload:
     """Takes a form's parts, within the limits."""
 
-    def __init__(self, file: BinaryIO, limit: int) -> None:
-        self._file, self._limit, self._size, self._begun = file, limit, 0, time.monotonic()
+    def __init__(self, file: BinaryIO, limit: int, seconds: float) -> None:
+        """seconds: what a small upload may take."""
+        self._file, self._limit, self._seconds, self._size, self._begun = file, limit, seconds, 0, time.monotonic()
 
     async def in_time(self, awaitable: Any) -> Any:
         """Raises HttpError 408 when the client is too slow."""
-        allowed = BODY_SECONDS + self._size / _MIN_BYTES_PER_SECOND - (time.monotonic() - self._begun)
+        allowed = self._seconds + self._size / _MIN_BYTES_PER_SECOND - (time.monotonic() - self._begun)
         try:
             return await asyncio.wait_for(awaitable, max(0.0, allowed))
         except TimeoutError:
