@@ -7,7 +7,8 @@ from typing import Any
 
 from frontend.detokenizer import json_inside
 from frontend.output_split import Delta, Kind, Splitter, ToolCall, joined
-from frontend.sse import SseStream, encode, wanted_logprobs
+from frontend.sse import SseStream, encode
+from frontend.token_logprobs import wanted_logprobs
 
 
 class ChatSseStream(SseStream):

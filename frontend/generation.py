@@ -17,11 +17,11 @@ from frontend.connection import Connection
 from frontend.outputs import RequestOutput, TokenLogprobs
 from frontend.sse import DONE, NO_EXTRAS, STUCK_SECONDS, Extras, Shape, SseResponse, SseStream, Usage, encode, event
 from frontend.stream import Stream, Work
+from frontend.token_logprobs import floor
 
 if TYPE_CHECKING:
     from frontend.app import App
 
-LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 SSE_COMMENT = b": still here\n\n"
 SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -72,15 +72,6 @@ def prompt_logprobs_json(entries: list[TokenLogprobs | None] | None) -> list[dic
         }
         for entry in entries
     ]
-
-
-def token_name(token: int) -> str:
-    """How logprobs call a token with return_tokens_as_token_ids, in vLLM's way."""
-    return f"token_id:{token}"
-
-
-def floor(logprob: float) -> float:
-    return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB
 
 
 async def stream_answer(app: App, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:

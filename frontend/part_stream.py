@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from aiohttp import web
@@ -22,6 +22,7 @@ from frontend.http_errors import HttpError
 from frontend.output_split import Delta, Kind
 from frontend.sse import Framed, SseResponse
 from frontend.stream import Stream, Work
+from frontend.token_logprobs import token_logprobs, wanted_logprobs
 from frontend.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Outcome:
 class Script(Protocol):
     """How one API tells of an answer. Every method gives whole frames; `body` is text as the inside of a JSON string."""
 
+    logprobs: list[dict[str, Any]]  # of tokens whose text comes next, where the request asks for them; the script takes them out
     numbered: bool  # heads and tails differ from one frame to the next; `around` is then called for each, and never gives None
 
     def opening(self) -> bytes:
@@ -106,6 +108,7 @@ class PartStream(Stream):
         "_sink",
         "_splitter",
         "_tells",
+        "_with_logprobs",
         "backlog",
         "head",
         "tail",
@@ -124,7 +127,8 @@ class PartStream(Stream):
         self.head = self.tail = b""
         self.backlog: list[bytes] = []
         # Special tokens that are markers become text as well, which the prebuilt table leaves out.
-        simple = not self.watched and not (splitting is not None and splitting.kept)
+        self._with_logprobs = work.params.logprobs is not None
+        simple = not self.watched and not self._with_logprobs and not (splitting is not None and splitting.kept)
         self._fast: TokenJson | None = tokenizer.json_tables.get(work.params.skip_special_tokens) if simple else None
         self._json = self._fast if splitting is None else None
         sink.add(self)
@@ -144,6 +148,10 @@ class PartStream(Stream):
             if text:
                 self._write(CONTENT, json_inside(text))
             return False
+        if self.row is not None:
+            params = self.work.params
+            entry = self.logprobs_of(token, self.row, params.logprobs)
+            self._script.logprobs.append(token_logprobs(self._tokenizer, token, entry, wanted_logprobs(params)))
         splitter = self._splitter
         if splitter is None:
             self._say(self.text_of(token))
@@ -190,18 +198,24 @@ class PartStream(Stream):
         if part != self._part:
             self._turn(part, Delta(part[0], call=part[1]))
         self._body.append(body)
-        if self._tells:
+        if self._with_logprobs:
+            # No two pieces have the same, so none can wait to be joined with another.
+            self._surround()
+            if self._tells:
+                self._sink.frame(self, self.head + body + self.tail)
+        elif self._tells:
             # Text that is kept already has its place, and its number, in the frame that is to come.
             if self._script.numbered and not self.backlog:
                 self._surround()
             self._sink.text(self, body)
 
     def _turn(self, part: tuple[Kind, int], delta: Delta) -> None:
+        del self._script.logprobs[:-1]  # of tokens before the first of this part
         frames = self._script.turn(delta, b"".join(self._body))
         if frames:
             self._sink.frame(self, frames)
         self._part, self._body = part, []
-        if self._script.numbered:
+        if self._script.numbered or self._with_logprobs:
             self._tells = True  # each piece takes its number when it comes
         else:
             self._surround()
@@ -218,12 +232,21 @@ CONTENT = (Kind.CONTENT, -1)
 
 @dataclass(slots=True)
 class Part:
-    """A finished part of an answer. text: content, reasoning, or a call's arguments as JSON text; name and id: the call's."""
+    """A finished part of an answer. text: content, reasoning, or a call's arguments as JSON text; name and id: the call's. logprobs: of
+    a content's tokens, where the request asks for them."""
 
     kind: Kind
     text: str
     name: str = ""
     id: str = ""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+    def take_logprobs(self, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of `given`, which is emptied, that are this part's: only content has any."""
+        taken = given[:] if self.kind is Kind.CONTENT else []
+        given.clear()
+        self.logprobs += taken
+        return taken
 
 
 class _Collector:
@@ -236,6 +259,7 @@ class _Collector:
         self.outcome: Outcome | None = None
         self.done: asyncio.Future[None] = loop.create_future()
         self._open: Part | None = None
+        self.logprobs: list[dict[str, Any]] = []
 
     def opening(self) -> bytes:
         return b""
@@ -247,6 +271,8 @@ class _Collector:
         return b""
 
     def around(self) -> tuple[bytes, bytes] | None:
+        if self._open is not None:
+            self._open.take_logprobs(self.logprobs)
         return None
 
     def closing(self, body: bytes, outcome: Outcome) -> bytes:

@@ -43,8 +43,9 @@ def new_document(body: ResponsesRequest, identity: str, model: str, temperature:
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": body.tool_choice if body.tool_choice is not None else "auto",
         "tools": body.tools or [],
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
         "usage": None,
         "user": None,
         "metadata": body.metadata or {},
@@ -60,6 +61,7 @@ class ResponseScript:
         self.document = document
         self._number = 0
         self._part: Part | None = None
+        self.logprobs: list[dict[str, Any]] = []
 
     # the object
 
@@ -137,7 +139,11 @@ class ResponseScript:
     def around(self) -> tuple[bytes, bytes]:
         assert self._part is not None
         kind = self._part.kind
-        members = self._where() | ({"logprobs": []} if kind is Kind.CONTENT else {}) | {"sequence_number": self._next()}
+        members = self._where()
+        taken = self._part.take_logprobs(self.logprobs)
+        if kind is Kind.CONTENT:
+            members["logprobs"] = taken
+        members["sequence_number"] = self._next()
         name = _DELTAS[kind]
         head = b'event: %b\ndata: {"type":"%b",%b,"delta":"' % (name.encode(), name.encode(), encode(members)[1:-1])
         return head, b'"}\n\n'
@@ -176,7 +182,7 @@ class ResponseScript:
             members = where | {"name": part.name, "arguments": part.text}
             ended = self._event("response.function_call_arguments.done", members)
         elif part.kind is Kind.CONTENT:
-            ended = self._event("response.output_text.done", where | {"text": part.text, "logprobs": []})
+            ended = self._event("response.output_text.done", where | {"text": part.text, "logprobs": part.logprobs})
             ended += self._event("response.content_part.done", where | {"part": _content(part)})
         else:
             ended = self._event("response.reasoning_text.done", where | {"text": part.text})
@@ -205,4 +211,4 @@ class ResponseScript:
 def _content(part: Part) -> dict[str, Any]:
     if part.kind is Kind.REASONING:
         return {"type": "reasoning_text", "text": part.text}
-    return {"type": "output_text", "text": part.text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": part.text, "annotations": [], "logprobs": part.logprobs}

@@ -15,8 +15,8 @@ import msgspec
 from frontend.detokenizer import TokenJson, json_inside
 from frontend.outputs import TokenLogprobs
 from frontend.stream import Stream, Work
+from frontend.token_logprobs import Wanted, wanted_logprobs
 from frontend.tokenizer import Tokenizer
-from ipc.sampling_params import SamplingParams
 
 MAX_BACKLOG_BYTES = 1024 * 1024
 TRANSPORT_HIGH_WATER = 256 * 1024
@@ -39,14 +39,6 @@ class Extras:
 
 
 NO_EXTRAS = Extras()
-
-
-# Which tokens a choice's logprobs tell of beside each chosen one: so many of the most likely, or these.
-Wanted = int | list[int] | None
-
-
-def wanted_logprobs(params: SamplingParams) -> Wanted:
-    return params.logprob_token_ids or params.logprobs
 
 
 class Shape(Protocol):

@@ -12,11 +12,12 @@ from frontend.beam_search import run
 from frontend.body import decoder, read_json
 from frontend.chat_stream import call_json
 from frontend.conversation import echoed, prepare_chat
-from frontend.generation import Answer, floor, outputs_json, prompt_logprobs_json, stream_answer, token_name
+from frontend.generation import Answer, outputs_json, prompt_logprobs_json, stream_answer
 from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.chat import ChatRequest
-from frontend.sse import Wanted, encode, prompt_text, wanted_logprobs
+from frontend.sse import encode, prompt_text
 from frontend.stream import Work
+from frontend.token_logprobs import Wanted, token_logprobs, wanted_logprobs
 from frontend.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ChatShape:
         self._as_ids = as_ids
 
     def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], wanted: Wanted, offset: int) -> bytes:
-        content = [_token_logprobs(tokenizer, token, entry, wanted, self._as_ids) for token, entry in entries]
+        content = [token_logprobs(tokenizer, token, entry, wanted, self._as_ids) for token, entry in entries]
         return encode({"content": content})
 
 
@@ -86,7 +87,7 @@ def _choice(app: App, body: ChatRequest, wanted: Wanted, echo: str, index: int, 
     if each.logprobs is not None:
         tokenizer, as_ids = app.client.tokenizer, bool(body.return_tokens_as_token_ids)
         tokens = zip(each.token_ids, each.logprobs)
-        logprobs = {"content": [_token_logprobs(tokenizer, token, entry, wanted, as_ids) for token, entry in tokens], "refusal": None}
+        logprobs = {"content": [token_logprobs(tokenizer, token, entry, wanted, as_ids) for token, entry in tokens], "refusal": None}
     message = _message(each, body.include_reasoning is not False)
     if echo:
         message["content"] = echo + (message["content"] or "")
@@ -115,21 +116,3 @@ def _message(output: CompletionOutput, show_reasoning: bool) -> dict[str, Any]:
     if parts.calls:
         message["tool_calls"] = [call_json(call) for call in parts.calls]
     return message
-
-
-def _token_logprobs(tokenizer: Tokenizer, token: int, entry: TokenLogprobs, wanted: Wanted, as_ids: bool) -> dict[str, Any]:
-    """OpenAI's object for one token: itself, and the most likely in order or those that the request names."""
-
-    def one(each_token: int) -> dict[str, Any]:
-        raw = tokenizer.token_bytes(each_token)
-        return {
-            "token": token_name(each_token) if as_ids else raw.decode("utf-8", "replace"),
-            "logprob": floor(entry[each_token].logprob),
-            "bytes": list(raw),
-        }
-
-    if isinstance(wanted, list):
-        best = wanted
-    else:
-        best = sorted((each for each in entry if (entry[each].rank or 0) <= (wanted or 0)), key=lambda each: entry[each].rank or 0)
-    return {**one(token), "top_logprobs": [one(each) for each in best]}

@@ -13,12 +13,13 @@ from aiohttp import web
 from frontend.beam_search import run
 from frontend.best_of import keep_best
 from frontend.body import decoder, read_json
-from frontend.generation import Answer, floor, outputs_json, prompt_logprobs_json, stream_answer, token_name, usage_of
+from frontend.generation import Answer, outputs_json, prompt_logprobs_json, stream_answer, usage_of
 from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.completions import CompletionRequest
 from frontend.schemas.numbers import integer
-from frontend.sse import Usage, Wanted, encode, prompt_text
+from frontend.sse import Usage, encode, prompt_text
 from frontend.stream import Work
+from frontend.token_logprobs import Wanted, floor, token_name
 from frontend.tokenizer import Tokenizer
 from ipc.errors import InvalidRequestError
 from ipc.sampling_params import SamplingParams

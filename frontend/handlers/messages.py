@@ -122,6 +122,7 @@ class MessageScript:
         self._index = -1
         self._kind = Kind.CONTENT
         self._called = False
+        self.logprobs: list[dict[str, Any]] = []  # never asked for in this API
 
     def message(self, content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """The message object, without an end."""

@@ -58,7 +58,7 @@ async def generate(app: App, request: web.BaseRequest) -> web.StreamResponse:
     chat_request = translate.from_generate(body)
     if not body.prompt:
         return _nothing(script)
-    if body.raw or not app.client.tokenizer.has_chat_template:
+    if body.suffix or body.raw or not app.client.tokenizer.has_chat_template:
         [work] = await _raw(app, body, chat_request, arrival_ns)
     else:
         [work] = await prepare_chat(app, chat_request, _identity(), arrival_ns)
@@ -67,10 +67,14 @@ async def generate(app: App, request: web.BaseRequest) -> web.StreamResponse:
 
 async def _raw(app: App, body: OllamaGenerateRequest, chat_request: ChatRequest, arrival_ns: int) -> list[Work]:
     if body.system:
-        raise InvalidRequestError("this model has no chat template, so there is no place for system", "system")
+        raise InvalidRequestError("a prompt that goes to the model as it is has no place for system", "system")
     params = check_chat(app, chat_request)
     app.check_count(1)
-    return await app.client.preparer.prepare(body.prompt or "", params, request_id=_identity(), arrival_ns=arrival_ns, timeout=body.timeout)
+    prompt: str | list[int] = body.prompt or ""
+    if body.suffix:
+        prompt = await app.middle.ids(prompt, body.suffix)
+        params = msgspec.structs.replace(params, stop_token_ids=[*params.stop_token_ids, *app.middle.stop_token_ids])
+    return await app.client.preparer.prepare(prompt, params, request_id=_identity(), arrival_ns=arrival_ns, timeout=body.timeout)
 
 
 async def _answer(app: App, request: web.BaseRequest, body: OllamaRequest, work: Work, script: OllamaScript) -> web.StreamResponse:
@@ -105,6 +109,7 @@ class OllamaScript:
         self._model, self._chat = model, chat
         self._kind: Kind | None = None
         self._call = Delta(Kind.CALL)
+        self.logprobs: list[dict[str, Any]] = []
 
     def line(self, name: str, value: Any) -> dict[str, Any]:
         """A line whose message has `value` as its content, thinking or tool_calls."""
@@ -117,6 +122,9 @@ class OllamaScript:
         """Everything in one line."""
         texts = {kind: "".join(part.text for part in parts if part.kind is kind) for kind in (Kind.CONTENT, Kind.REASONING)}
         answer = self.line("content", texts[Kind.CONTENT])
+        logprobs = [each for part in parts for each in part.logprobs]
+        if logprobs:
+            answer["logprobs"] = logprobs
         extras: dict[str, Any] = {"thinking": texts[Kind.REASONING]} if texts[Kind.REASONING] else {}
         calls = [_call(part.id, part.name, part.text) for part in parts if part.kind is Kind.ARGUMENTS]
         if calls:
@@ -150,7 +158,11 @@ class OllamaScript:
         if self._kind is Kind.ARGUMENTS:
             return None
         name = "content" if self._kind is Kind.CONTENT else "thinking"
-        head, tail = encode(self.line(name, _MARK)).split(_MARK.encode())
+        line = self.line(name, _MARK)
+        if self.logprobs and self._kind is Kind.CONTENT:
+            line["logprobs"] = self.logprobs
+        head, tail = encode(line).split(_MARK.encode())
+        self.logprobs.clear()
         return head, tail + b"\n"
 
     def closing(self, body: bytes, outcome: Outcome) -> bytes:
@@ -216,7 +228,7 @@ async def show(app: App, request: web.BaseRequest) -> web.Response:
                 f"{family}.context_length": model.max_model_len,
                 f"{family}.vocab_size": model.vocab_size,
             },
-            "capabilities": ["completion", *(["tools"] if "tools" in source else [])],
+            "capabilities": ["completion", *(["tools"] if "tools" in source else []), *(["insert"] if app.middle.known else [])],
             "modified_at": _time(files.modified),
         }
     )

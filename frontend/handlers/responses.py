@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _DECODER = decoder(ResponsesRequest)
 MAX_PAGE = 100
+CONTEXT_LENGTH = "context_length_exceeded"
 _REPLAY_EVENTS = 256  # written at once
 
 
@@ -43,7 +44,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     if body.previous_response_id is not None:
         items = [*app.stored.previous(body.previous_response_id).conversation(), *items]
     identity = f"resp_{secrets.token_hex(16)}"
-    [work] = await prepare_chat(app, translate.chat_request(body, items), identity, arrival_ns)
+    [work] = await _prepare(app, body, items, identity, arrival_ns)
     keep = body.store is not False and not app.stored.why_not
     document = new_document(body, identity, app.spec.model.name, work.params.temperature, work.params.top_p, keep)
     script, stored = ResponseScript(document), Stored(document, items)
@@ -58,6 +59,28 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     if keep:
         app.stored.put(stored)
     return answer
+
+
+async def _prepare(app: App, body: ResponsesRequest, items: list[dict[str, Any]], identity: str, arrival_ns: int) -> list[Work]:
+    """With truncation auto, a conversation that is too long loses as many of its first turns as it must."""
+    try:
+        return await prepare_chat(app, translate.chat_request(body, items), identity, arrival_ns)
+    except InvalidRequestError as error:
+        shorter = translate.shortened(items) if body.truncation == "auto" and error.code == CONTEXT_LENGTH else []
+        if not shorter:
+            raise
+    fitting = await prepare_chat(app, translate.chat_request(body, shorter[-1]), identity, arrival_ns)
+    low, high = 0, len(shorter) - 1  # shorter[high] fits
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            fitting = await prepare_chat(app, translate.chat_request(body, shorter[middle]), identity, arrival_ns)
+            high = middle
+        except InvalidRequestError as error:
+            if error.code != CONTEXT_LENGTH:
+                raise
+            low = middle + 1
+    return fitting
 
 
 def _start(app: App, work: Work, script: ResponseScript, stored: Stored, keep_events: bool) -> None:

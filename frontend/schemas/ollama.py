@@ -1,7 +1,7 @@
 """Ollama's shapes: /api/chat, /api/generate, /api/show.
 
 Accepted and ignored: keep_alive (the model stays loaded), options that concern Ollama's own runner (num_ctx, num_gpu, use_mmap,
-...), and every name we do not know. Refused unless they say nothing: images, suffix, template, context, mirostat, tfs_z, typical_p.
+...), and every name we do not know. Refused unless they say nothing: images, template, context, mirostat, tfs_z, typical_p.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from frontend.schemas.numbers import Int
 from ipc.errors import InvalidRequestError
 
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
-_INCLUDABLE = ("reasoning.encrypted_content",)  # asks for nothing here: reasoning is not encrypted
+LOGPROBS = "message.output_text.logprobs"
+_INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")  # the latter asks for nothing here: reasoning is not encrypted
 
 
 class ResponsesRequest(msgspec.Struct, kw_only=True):
@@ -58,15 +59,18 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     timeout: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the answer's text comes with them."""
+        return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
+
     def check(self) -> None:
         """Raise InvalidRequestError for what this version cannot honour."""
         for name in ("prompt", "conversation", "context_management"):
             if getattr(self, name):
                 raise not_supported(f"{name} is not supported by this version of quire", name)
-        if self.truncation not in (None, "disabled"):
-            raise not_supported("truncation is not supported: an input that is too long is refused", "truncation")
-        if self.top_logprobs:
-            raise not_supported("logprobs are not supported in this API yet; /v1/chat/completions has them", "top_logprobs")
+        if self.truncation not in (None, "disabled", "auto"):
+            raise InvalidRequestError("truncation must be auto or disabled", "truncation")
         for name in self.include or []:
             if name not in _INCLUDABLE:
                 raise not_supported(f"include: {name[:80]!r} is not supported", "include")

@@ -28,7 +28,7 @@ def from_chat(body: OllamaChatRequest) -> ChatRequest:
 
 def from_generate(body: OllamaGenerateRequest) -> ChatRequest:
     """Raises InvalidRequestError naming the field. With raw, the messages are only there to be replaced by the prompt as it is."""
-    for name in ("suffix", "template", "context", "images"):
+    for name in ("template", "context", "images"):
         if getattr(body, name):
             raise not_supported(f"{name} is not supported by this version of quire", name)
     if body.raw and body.system:
@@ -96,6 +96,8 @@ def _request(body: OllamaRequest, messages: list[ChatMessage]) -> ChatRequest:
         seed=options.seed,
         stop=options.stop or None,
         timeout=body.timeout,
+        logprobs=body.logprobs,
+        top_logprobs=body.top_logprobs,
     )
     if isinstance(body.format, dict):
         request.response_format = {"type": "json_schema", "json_schema": {"name": "output", "schema": body.format, "strict": True}}
@@ -114,8 +116,6 @@ def _request(body: OllamaRequest, messages: list[ChatMessage]) -> ChatRequest:
 
 
 def _refuse(body: OllamaRequest, options: Options) -> None:
-    if body.logprobs or body.top_logprobs:
-        raise not_supported("logprobs are not supported in this API yet; /v1/chat/completions has them", "logprobs")
     for name, harmless in (("mirostat", 0), ("tfs_z", 1), ("typical_p", 1)):
         if getattr(options, name) not in (None, harmless):
             raise not_supported(f"options.{name} is not supported", "options")

@@ -50,6 +50,8 @@ def chat_request(body: ResponsesRequest, items: list[dict[str, Any]]) -> ChatReq
         _add(messages, item, f"input[{place}]")
     request = ChatRequest(messages=messages, **{name: getattr(body, name) for name in _SAME_FIELDS})
     request.max_completion_tokens = integer("max_output_tokens", body.max_output_tokens)
+    if body.wants_logprobs:
+        request.logprobs, request.top_logprobs = True, body.top_logprobs
     effort = (body.reasoning or {}).get("effort")
     if effort is not None and not isinstance(effort, str):
         raise InvalidRequestError("reasoning.effort must be a string", "reasoning")
@@ -157,3 +159,11 @@ def _tool(tool: dict[str, Any], place: int) -> dict[str, Any]:
         raise not_supported(f"tools[{place}]: tools of type {tool.get('type')!r:.40} are not supported, only functions are", "tools")
     names = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
+
+
+def shortened(items: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The same conversation without its first turns, longest first: each begins with a message of the user's, so that no result of a call
+    is left without its call. What a system or developer says first stays."""
+    lead = next((place for place, item in enumerate(items) if item.get("role") not in ("system", "developer")), len(items))
+    starts = [place for place in range(lead + 1, len(items)) if items[place].get("role") == "user"]
+    return [[*items[:lead], *items[start:]] for start in starts]

@@ -67,6 +67,16 @@ def test_the_middle_ends_at_a_token_of_its_own(coder: ApiServer, tokenizer: Toke
     assert (choice["finish_reason"], choice["stop_reason"], choice["token_ids"][-1]) == ("stop", separator, separator)
 
 
+def test_ollamas_suffix(coder: ApiServer, tokenizer: Tokenizer) -> None:
+    body = {"model": "demo", "prompt": "a b", "suffix": "c", "stream": False, "options": {"num_predict": 20}}
+    answer = coder.post("/api/generate", body)[1]
+    assert answer["response"] == "a bc"  # the worker says the prompt again, whose markers are no text
+    assert answer["prompt_eval_count"] == 3 + sum(len(tokenizer.encode(text)) for text in ("a b", "c"))
+    assert "insert" in coder.post("/api/show", {"model": "demo"})[1]["capabilities"]
+    status, answer = coder.post("/api/generate", {**body, "system": "be kind"})
+    assert status == 400 and "system" in answer["error"]
+
+
 def test_what_does_not_go_together(coder: ApiServer, server: ApiServer) -> None:
     for change, param in (({"echo": True}, "echo"), ({"truncate_prompt_tokens": 3}, "truncate_prompt_tokens")):
         status, answer = coder.post(PATH, {"prompt": "x", "suffix": "y", **change})

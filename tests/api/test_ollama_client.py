@@ -45,6 +45,19 @@ def test_chat_stream(client: ollama.Client) -> None:
     assert "".join(part.message.content or "" for part in stopped) == "one two "
 
 
+def test_logprobs(client: ollama.Client, scripted: ApiServer) -> None:
+    text = "one 😀 two"
+    body = {"model": "demo", "messages": user(text), "logprobs": True, "top_logprobs": 2}
+    whole = scripted.post("/api/chat", {**body, "stream": False}, KEY)[1]
+    assert b"".join(bytes(each["bytes"]) for each in whole["logprobs"]).decode() == text
+    assert all(len(each["top_logprobs"]) == 2 for each in whole["logprobs"])
+    lines = [json.loads(line) for line in scripted.request("POST", "/api/chat", body, KEY)[2].decode().split("\n")[:-1]]
+    assert "".join(line["message"]["content"] for line in lines) == text
+    assert [each for line in lines for each in line.get("logprobs", [])] == whole["logprobs"]
+    assert client.generate("demo", "hello you", logprobs=True).logprobs
+    assert client.generate("demo", "hello you").logprobs is None
+
+
 def test_streaming_is_the_default(scripted: ApiServer) -> None:
     """As lines of JSON, whatever the Content-Type of the request: curl's is that of a form."""
     form = {**KEY, "Content-Type": "application/x-www-form-urlencoded"}
@@ -153,7 +166,7 @@ WRONG: list[tuple[str, dict[str, Any], int]] = [
     ("/api/chat", {"messages": user("x"), "options": {"num_predict": 0}}, 400),
     ("/api/chat", {"messages": user("x"), "options": {"top_p": 7}}, 400),
     ("/api/chat", {"messages": user("x"), "options": []}, 400),
-    ("/api/chat", {"messages": user("x"), "logprobs": True}, 400),
+    ("/api/chat", {"messages": user("x"), "top_logprobs": 2}, 400),
     ("/api/generate", {"prompt": "x", "suffix": "y"}, 400),
     ("/api/generate", {"prompt": "x", "context": [1]}, 400),
     ("/api/generate", {"prompt": "x", "template": "{{ .Prompt }}"}, 400),

@@ -94,6 +94,57 @@ def test_the_events(scripted: ApiServer) -> None:
     assert whole["output"][0] | {"id": ""} == last["output"][0] | {"id": ""}
 
 
+def test_logprobs(client: openai.OpenAI, scripted: ApiServer) -> None:
+    text = "one 😀 two"
+    options: dict[str, Any] = {"model": "demo", "input": text, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    answer = client.responses.create(**options)
+    content: Any = answer.output[0].content[0]  # type: ignore[union-attr]
+    assert b"".join(bytes(each.bytes) for each in content.logprobs).decode() == text
+    for each in content.logprobs:
+        assert len(each.top_logprobs) == 2 and each.top_logprobs[0].logprob == each.logprob
+    found = events(scripted.request("POST", PATH, {**options, "stream": True}, KEY)[2])
+    assert [event["sequence_number"] for event in found] == list(range(len(found)))
+    deltas = [event for event in found if event["type"] == "response.output_text.delta"]
+    assert "".join(event["delta"] for event in deltas) == text
+    streamed = [each for event in deltas for each in event["logprobs"]]
+    assert streamed == [each.to_dict() for each in content.logprobs]
+    [done] = [event for event in found if event["type"] == "response.output_text.done"]
+    assert done["logprobs"] == streamed == found[-1]["response"]["output"][0]["content"][0]["logprobs"]
+    # Either field alone asks for them; nobody else gets any.
+    assert client.responses.create(model="demo", input="x", top_logprobs=1).output[0].content[0].logprobs  # type: ignore[union-attr]
+    assert client.responses.create(model="demo", input="x").output[0].content[0].logprobs == []  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_are_those_of_the_text(scripted: ApiServer, stream: bool) -> None:
+    body = {"input": f"<think>\nhm\n</think>\nwell {CALL}", "tools": [TOOL], "top_logprobs": 1, "stream": stream}
+    raw = scripted.request("POST", PATH, body, KEY)[2]
+    response = events(raw)[-1]["response"] if stream else json.loads(raw)
+    [message] = [item for item in response["output"] if item["type"] == "message"]
+    tokens = "".join(each["token"] for each in message["content"][0]["logprobs"])
+    assert "well" in tokens and "hm" not in tokens and "add" not in tokens
+
+
+def test_a_conversation_that_is_too_long_loses_its_first_turns(scripted: ApiServer, client: openai.OpenAI) -> None:
+    turns: list[Any] = [{"role": "system", "content": "keep this"}]
+    for number in range(12):
+        turns.append({"role": "user", "content": f"turn {number} " + "word " * 150})
+        turns.append({"type": "function_call", "call_id": f"c{number}", "name": "add", "arguments": "{}"})
+        turns.append({"type": "function_call_output", "call_id": f"c{number}", "output": "2"})
+    turns.append({"role": "user", "content": "the last"})
+    status, answer = scripted.post(PATH, {"input": turns}, KEY)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    made = client.responses.create(model="demo", input=turns, truncation="auto", max_output_tokens=20)
+    assert (made.output_text, made.truncation) == ("the last", "auto")
+    assert made.usage is not None
+    # As few as possible are left out: one turn more would not have fitted.
+    assert 2048 - 200 < made.usage.input_tokens < 2048
+    status, answer = scripted.post(PATH, {"input": "word " * 3000, "truncation": "auto"}, KEY)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded"), "a single turn is not cut"
+    short = client.responses.create(model="demo", input="hi", truncation="auto")
+    assert short.output_text == "hi"
+
+
 def test_the_clients_stream(client: openai.OpenAI) -> None:
     with client.responses.stream(model="demo", input="one two three") as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
@@ -276,11 +327,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"type": "function_call_output"}]}, "input"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
     ({"tools": [{"type": "web_search"}]}, "tools"),
-    ({"truncation": "auto"}, "truncation"),
+    ({"truncation": "middle"}, "truncation"),
     ({"conversation": "c"}, "conversation"),
     ({"prompt": {"id": "p"}}, "prompt"),
-    ({"include": ["message.output_text.logprobs"]}, "include"),
-    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"include": ["web_search_call.action.sources"]}, "include"),
+    ({"top_logprobs": 21}, "logprobs"),
     ({"background": True, "store": False}, "background"),
     ({"metadata": {"a": "x" * 513}}, "metadata"),
     ({"metadata": {str(place): "" for place in range(17)}}, "metadata"),
