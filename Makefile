@@ -14,7 +14,7 @@ STAMP := $(VENV)/.quire-installed
 CHECK_PYTHON := import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if v >= (3, 11) else "quire needs Python 3.11 or newer; %s is %d.%d. Name another one: make PYTHON=python3.12" % ((sys.executable,) + v))
 
-.PHONY: help install serve test lint format clean
+.PHONY: help install serve test lint format wheel clean
 
 help:
 	@echo 'make serve     install what is missing, then run the server (flags: make serve ARGS="--port 9000")'
@@ -22,6 +22,7 @@ help:
 	@echo 'make install   only install, into .venv'
 	@echo 'make lint      ruff and mypy only'
 	@echo 'make format    let ruff rewrite the code'
+	@echo 'make wheel     build dist/*.whl with the compiled CUDA kernels in it'
 	@echo 'make clean     remove caches and build outputs; .venv stays'
 
 install: $(STAMP)
@@ -56,6 +57,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The cubins are package data; from an empty folder, so that none of an earlier source is shipped.
+wheel: install
+	rm -rf kernels_cuda/_cubin build/lib build/bdist.*
+	$(BIN)/python -m kernels_cuda.build --check
+	$(PIP) wheel --no-deps --no-build-isolation -w dist .
+
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist kernels_cuda/_cubin *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

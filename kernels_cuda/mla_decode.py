@@ -22,7 +22,7 @@ DTYPES = ("BF16", "FP16")
 
 @cache
 def _variant(head_tile: int, dtype: str) -> Defines:
-    return defines(HEAD_TILE=head_tile, WARPS=WARPS[head_tile], **{f"DTYPE_{dtype}": 1})
+    return defines(HEAD_DIM=LATENT, HEAD_TILE=head_tile, WARPS=WARPS[head_tile], **{f"DTYPE_{dtype}": 1})
 
 
 SOURCE = Source(

@@ -18,12 +18,12 @@
 //
 // Splits, their merge and the fixed order of everything are paged_decode's: with a fixed split size the bits do not depend on the batch.
 //
-// Macros: HEAD_TILE (query heads of one block: 16, 32 or 64), WARPS.
+// Macros: HEAD_DIM (of the latent: 512), HEAD_TILE (query heads of one block: 16, 32 or 64), WARPS.
 #define FP8_CACHE 0
 #include "merge.cuh"
 #include "operands.cuh"
 
-#define LATENT 512
+#define LATENT HEAD_DIM
 #define ROPE 64
 #define WIDTH (LATENT + ROPE)
 #define TILE 32                            // tokens of one tile
