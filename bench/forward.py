@@ -1,6 +1,5 @@
-"""The CPU worker's forward pass alone: no scheduler, no HTTP. `python -m bench.forward MODEL [--rows 1,8,64] [--prefill 512]
-[--context 256]
-[--repeat 5] [--quantization none,int8,int4] [--threads 2] [--json FILE] [--profile]`.
+"""The CPU worker's forward pass alone, without scheduler and HTTP: `python -m bench.forward MODEL [--rows 1,8,64] [--prefill 512]
+[--context 256] [--repeat 5] [--quantization none,int8,int4] [--threads 2] [--json FILE] [--profile]`.
 
 For each format: milliseconds of a decode step (layers, head and greedy choice) of so many rows that have `context` tokens, and of a
 prefill; the share of the machine's own limits, measured in the same run: memory read for what a step reads, float32 products for what it

@@ -38,6 +38,10 @@ class ModelConfig(_Section, frozen=True):
         Meta(description="Weights and activations; auto takes the checkpoint's (float16 becomes bfloat16 on the CPU)."),
     ] = "auto"
     max_model_len: Annotated[int, Meta(ge=0, description="Longest prompt plus output in tokens; 0 takes the model's own.")] = 0
+    quantization: Annotated[
+        Literal["none", "int8", "int4"],
+        Meta(description="Round the weights to so many bits when they are loaded (CPU only, docs/serving.md)."),
+    ] = "none"
     load_format: Annotated[
         Literal["safetensors", "dummy"], Meta(description="dummy makes random weights of the right shape, for benchmarks.")
     ] = "safetensors"

@@ -77,3 +77,22 @@ def greedy(path: str, prompt: Sequence[int], max_tokens: int, ignore_eos: bool =
             if len(tokens) == max_tokens or tokens[-1] in stops:
                 return tokens
             step = model(torch.tensor([[tokens[-1]]]), past_key_values=step.past_key_values, use_cache=True)
+
+
+def restored_copy(path: str, directory: Path, name: str) -> str:
+    """A copy of the checkpoint with every linear rounded as --quantization `name` rounds it, and back; the path of the copy."""
+    import torch
+    import transformers
+
+    from gpu_workers.quantization.rounding import BITS, rounded
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    if model.config.tie_word_embeddings:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    for place, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            bits = BITS["int8" if place == "lm_head" else name]
+            module.weight.data = rounded(module.weight.data, bits).restored(module.weight.dtype)
+    model.save_pretrained(directory)
+    return str(directory)

@@ -57,6 +57,14 @@ class Device(Protocol):
         """The weight [out, in] in the layout the device multiplies fastest, or None where the plain one is that."""
         ...
 
+    def check_quantization(self, name: str, dtype: torch.dtype) -> None:
+        """Raise ConfigError unless weights can be held as `name` (int8, int4) beside activations of `dtype`."""
+        ...
+
+    def round_linear(self, weight: torch.Tensor, name: str) -> PackedLinear:
+        """The weight [out, in] rounded to a quantization that passed the check."""
+        ...
+
     def close(self) -> None:
         """End what still runs in the background, before the process ends."""
         ...

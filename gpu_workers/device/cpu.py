@@ -16,7 +16,9 @@ from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runne
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
 from gpu_workers.layers.ops import Ops
+from gpu_workers.quantization.rounding import BITS, rounded
 from ipc.config import Config
+from ipc.errors import ConfigError
 
 if TYPE_CHECKING:
     from gpu_workers.kv_cache import KVCache
@@ -52,6 +54,7 @@ class CPUDevice:
         self.decode_kernel: DecodeKernel | None = None
         self.fused_ops: CPUOps | None = None
         self.products: PanelProducts | None = None
+        self._quantization = config.model.quantization
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
 
@@ -79,6 +82,15 @@ class CPUDevice:
             return PanelLinear(self.products, "bfloat16", weight)
         return None
 
+    def check_quantization(self, name: str, dtype: torch.dtype) -> None:
+        if dtype not in (torch.bfloat16, torch.float32):
+            kind = str(dtype).removeprefix("torch.")
+            raise ConfigError(f"--quantization {name}: the CPU's kernels work with --dtype bfloat16 or float32, not {kind}")
+
+    def round_linear(self, weight: torch.Tensor, name: str) -> PackedLinear:
+        assert self.products is not None
+        return PanelLinear(self.products, name, rounded(weight, BITS[name]))
+
     def close(self) -> None:
         """Nothing to end: kernels that still compile go with the process (gpu_workers/run.py)."""
 
@@ -87,8 +99,10 @@ class CPUDevice:
         return self.fused_ops
 
     def prepare(self, shape: AttentionShape, weight_bytes: int) -> None:
-        if shape.dtype == torch.bfloat16 and not _can_pack(shape.dtype):
-            self.products = PanelProducts(frozenset({"bfloat16"}), shape.dtype, self.threads)
+        if self._quantization != "none":
+            self.products = PanelProducts({self._quantization, "int8"}, shape.dtype, self.threads)
+        elif shape.dtype == torch.bfloat16 and not _can_pack(shape.dtype):
+            self.products = PanelProducts({"bfloat16"}, shape.dtype, self.threads)
         self.decode_kernel = DecodeKernel(shape, self.threads)
 
     def explain(self, error: BaseException) -> BaseException:

@@ -70,6 +70,12 @@ class CUDADevice:
     def pack_linear(self, weight: torch.Tensor) -> PackedLinear | None:
         return None
 
+    def check_quantization(self, name: str, dtype: torch.dtype) -> None:
+        raise ConfigError(f"--quantization {name}: the CUDA device has no kernels for it yet; {ON_CPU}")
+
+    def round_linear(self, weight: torch.Tensor, name: str) -> PackedLinear:
+        raise NotImplementedError("check_quantization refuses them all")
+
     def close(self) -> None:
         if self._runner is not None:
             self._runner.close()

@@ -37,7 +37,7 @@ SUMS_BYTES = 1024
 class PanelProducts:
     """The kernels for weights of some formats and activations of one dtype; `ready` once they are compiled, in a thread of their own."""
 
-    def __init__(self, formats: frozenset[str], dtype: torch.dtype, threads: int) -> None:
+    def __init__(self, formats: set[str], dtype: torch.dtype, threads: int) -> None:
         self.ready = False
         self.dtype, self.threads = dtype, threads
         self.kernels: Any = None

@@ -15,8 +15,9 @@ from gpu_workers.layers.linear import ColumnParallelLinear, RowParallelLinear, c
 from gpu_workers.layers.ops import Ops
 from gpu_workers.layers.rotary import Rotary
 from gpu_workers.models.spec import DecoderSpec
-from gpu_workers.quantization.method import Shard
+from gpu_workers.quantization.method import LinearMethod, Shard
 from gpu_workers.quantization.unquantized import Unquantized
+from gpu_workers.quantization.weight_only import WeightOnly
 from gpu_workers.weights.part import Part
 from ipc.errors import ConfigError
 
@@ -30,9 +31,16 @@ class Build:
     dtype: torch.dtype
     device: torch.device
     ops: Ops
+    quantization: str
 
-    def method(self) -> Unquantized:
-        return Unquantized(self.dtype, self.device)
+    def method(self) -> LinearMethod:
+        if self.quantization == "none":
+            return Unquantized(self.dtype, self.device)
+        return WeightOnly(self.quantization, self.dtype, self.device)
+
+    def head_method(self) -> Unquantized:
+        """The head decides between tokens that are close to each other: it gets no less than 8 bits."""
+        return Unquantized(self.dtype, self.device) if self.quantization == "none" else WeightOnly("int8", self.dtype, self.device)
 
     def ones(self, *shape: int) -> torch.Tensor:
         return torch.ones(shape, dtype=self.dtype, device=self.device)
@@ -161,11 +169,13 @@ class Decoder:
     Life: make it, fill every one of `parts()`, call `process` once, then `forward` and `logits` as often as wanted.
     """
 
-    def __init__(self, spec: DecoderSpec, max_length: int, ranks: Collectives, dtype: torch.dtype, device: Device) -> None:
+    def __init__(
+        self, spec: DecoderSpec, max_length: int, ranks: Collectives, dtype: torch.dtype, device: Device, quantization: str
+    ) -> None:
         self.spec, self.dtype = spec, dtype
         self.size = (0, 0)  # elements and bytes of this rank's parameters, set when they are loaded
         self._ops = device.ops(dtype)
-        build = Build(spec, ranks, dtype, device.torch_device, self._ops)
+        build = Build(spec, ranks, dtype, device.torch_device, self._ops, quantization)
         self.heads = Heads.of(spec, ranks)
         self._ranks = ranks
         self._rotary = Rotary(spec.rotary, max_length, dtype, device.torch_device)
@@ -173,7 +183,7 @@ class Decoder:
         self._layers = [DecoderLayer(build, index, self.heads) for index in range(spec.num_layers)]
         self._final_norm = build.ones(spec.hidden_size)
         head = column_shards([("head", spec.vocab_size, False)], spec.hidden_size, ranks, "vocab_size")
-        self._head = build.method()
+        self._head = build.head_method()
         self._head_shards = [] if spec.tied_head else head
 
     def parts(self) -> Iterator[Part]:

@@ -27,10 +27,13 @@ def load(config: Config, model: ModelInfo, device: Device, ranks: Collectives, p
     spec = family.spec(reader)
     dtype = device.dtype(config.model.dtype, reader.dtype())
     reader.refuse_unread()
+    quantization = config.model.quantization
+    if quantization != "none":
+        device.check_quantization(quantization, dtype)
     heads = Heads.of(spec, ranks)
     shape = AttentionShape(spec.head_dim, heads.num // heads.num_kv, heads.num_kv, config.cache.block_size, dtype)
     device.prepare(shape, spec.num_weights * dtype.itemsize // ranks.size)
-    decoder = Decoder(spec, model.max_model_len, ranks, dtype, device)
+    decoder = Decoder(spec, model.max_model_len, ranks, dtype, device, quantization)
     parts = list(decoder.parts())
     if config.model.load_format == "dummy":
         dummy.load(parts, progress)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+BITS = {"int8": 8, "int4": 4}
 GROUP = 32
 # Weights are rounded so many at a time, which bounds the memory for their float32 copies.
 AT_ONCE = 2**24
