@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from frontend import tool_grammar
+from frontend import response_template, tool_grammar
 from frontend.http_errors import not_supported
 from frontend.output_split import Splitting, splitting
 from frontend.output_split.formats import ReasoningFormat, ToolFormat
@@ -39,15 +39,19 @@ class AnswerFormats:
     @classmethod
     def of(cls, config: ServerConfig, tokenizer: Tokenizer) -> AnswerFormats:
         """As the flags say. Raises ConfigError for a name that is none."""
-        template = tokenizer.template_source
-        try:
-            tools = splitting.choose(config.tool_call_parser, TOOL_PARSERS, TOOL_SIGNS, template)
-        except KeyError:
-            raise ConfigError(_unknown("tool_call_parser", config.tool_call_parser, TOOL_PARSERS)) from None
-        try:
-            reasoning = splitting.choose(config.reasoning_parser, REASONING_PARSERS, REASONING_SIGNS, template)
-        except KeyError:
-            raise ConfigError(_unknown("reasoning_parser", config.reasoning_parser, REASONING_PARSERS)) from None
+        template, own = tokenizer.template_source, response_template.read(tokenizer.response_template)
+        tools = _choose(
+            "tool_call_parser", config.tool_call_parser, TOOL_PARSERS, TOOL_SIGNS, template, own.tools, own.why_not.get("tools")
+        )
+        reasoning = _choose(
+            "reasoning_parser",
+            config.reasoning_parser,
+            REASONING_PARSERS,
+            REASONING_SIGNS,
+            template,
+            own.reasoning,
+            own.why_not.get("reasoning"),
+        )
         return cls(tools, reasoning, tokenizer.added_tokens(), tokenizer.special_tokens(), config.tool_call_schemas)
 
     def splitting(self, tools: Tools, prompt: str, continued: str | None, show_reasoning: bool) -> Splitting | None:
@@ -107,5 +111,25 @@ class AnswerFormats:
         return None
 
 
+def _choose(
+    setting: str,
+    name: str,
+    formats: Mapping[str, Any],
+    signs: tuple[tuple[tuple[str, ...], str], ...],
+    template: str,
+    own: Any,
+    why_not: str | None,
+) -> Any:
+    """own: the format that the tokenizer itself describes; what the chat template shows goes before it, being known better."""
+    if name in response_template.NAMES:
+        if own is None:
+            raise ConfigError(f"{setting}: {why_not}")
+        return own
+    try:
+        return splitting.choose(name, formats, signs, template) or (own if name == "auto" else None)
+    except KeyError:
+        raise ConfigError(_unknown(setting, name, formats)) from None
+
+
 def _unknown(setting: str, name: str, known: Mapping[str, object]) -> str:
-    return f"{setting}: there is no format {name!r}; there are auto, none, {', '.join(sorted(known))}"
+    return f"{setting}: there is no format {name!r}; there are auto, none, {response_template.NAMES[0]}, {', '.join(sorted(known))}"

@@ -37,6 +37,7 @@ class Tokenizer:
         self.names = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self.bos_token, self.eos_token = self.names["bos_token"], self.names["eos_token"]
         self.pad_token, self.unk_token = self.names["pad_token"], self.names["unk_token"]
+        self.response_template = config.get("response_template")  # how answers are to be read (frontend/response_template.py)
         self._template = ChatTemplate(template) if template else None
         self._byte_level = is_byte_level(backend)
         self._bytes = {skip: TokenBytes(backend, self.special_ids, skip) for skip in (False, True)}
