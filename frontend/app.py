@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -49,18 +50,20 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": operation.health},
     "/metrics": {"GET": operation.show_metrics},
     "/version": {"GET": operation.version},
+    "/openapi.json": {"GET": operation.openapi},
 }
-# Paths that carry a name: pattern of the whole path, and what it takes.
-NAMED_ROUTES: list[tuple[re.Pattern[str], dict[str, Handler]]] = [
-    (re.compile(r"/v1/models/.+"), {"GET": models.get_model}),
-    (re.compile(r"/v1/responses/[^/]+"), {"GET": responses.get, "DELETE": responses.delete}),
-    (re.compile(r"/v1/responses/[^/]+/cancel"), {"POST": responses.cancel}),
-    (re.compile(r"/v1/responses/[^/]+/input_items"), {"GET": responses.input_items}),
-    (re.compile(r"/v1/files/[^/]+"), {"GET": files.get, "DELETE": files.delete}),
-    (re.compile(r"/v1/files/[^/]+/content"), {"GET": files.content}),
-    (re.compile(r"/v1/batches/[^/]+"), {"GET": batches.get}),
-    (re.compile(r"/v1/batches/[^/]+/cancel"), {"POST": batches.cancel}),
-]
+# Paths that carry a name, in braces; a model's may have slashes.
+NAMED_ROUTES: dict[str, dict[str, Handler]] = {
+    "/v1/models/{model}": {"GET": models.get_model},
+    "/v1/responses/{response_id}": {"GET": responses.get, "DELETE": responses.delete},
+    "/v1/responses/{response_id}/cancel": {"POST": responses.cancel},
+    "/v1/responses/{response_id}/input_items": {"GET": responses.input_items},
+    "/v1/files/{file_id}": {"GET": files.get, "DELETE": files.delete},
+    "/v1/files/{file_id}/content": {"GET": files.content},
+    "/v1/batches/{batch_id}": {"GET": batches.get},
+    "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel},
+}
+_NAMED = [(re.compile(re.sub(r"\{\w+\}", "[^/]+", path.replace("{model}", ".+"))), methods) for path, methods in NAMED_ROUTES.items()]
 GENERATING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _PREFLIGHT = {
@@ -98,6 +101,13 @@ class App:
         """Give back what outlives requests."""
         await self.batch_runner.close()
         self.state.close()
+
+    @functools.cached_property
+    def openapi_json(self) -> bytes:
+        """What /openapi.json says."""
+        from frontend import openapi  # builds schemas of all requests and answers; a start does without
+
+        return openapi.document({**ROUTES, **NAMED_ROUTES}, self.version, self._keys.required)
 
     def make_server(self) -> HttpServer:
         """aiohttp's protocol factory for `loop.create_server`."""
@@ -175,7 +185,7 @@ class App:
             raise HttpError(
                 401, "a valid API key is needed: Authorization: Bearer <key>", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"}
             )
-        methods = ROUTES.get(path) or next((takes for pattern, takes in NAMED_ROUTES if pattern.fullmatch(path)), None)
+        methods = ROUTES.get(path) or next((takes for pattern, takes in _NAMED if pattern.fullmatch(path)), None)
         if methods is None:
             raise HttpError(404, f"there is nothing at {path[:200]}", None, "not_found")
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -206,6 +216,4 @@ class App:
 
 def dialect_of(request: web.BaseRequest) -> Dialect:
     """Whose errors the client of this request understands."""
-    if request.path.startswith("/v1/messages") or "anthropic-version" in request.headers:
-        return Dialect.ANTHROPIC
-    return Dialect.OLLAMA if request.path.startswith("/api/") else Dialect.OPENAI
+    return Dialect.ANTHROPIC if "anthropic-version" in request.headers else http_errors.dialect_of_path(request.path)

@@ -20,6 +20,10 @@ class ApiKeys:
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
+    @property
+    def required(self) -> bool:
+        return bool(self._digests)
+
     def allow(self, path: str, headers: Mapping[str, str]) -> bool:
         """Whether a request may pass: no keys are set, the path is public, or it brings a key as `Authorization: Bearer` or `x-api-key`."""
         if not self._digests or path in PUBLIC_PATHS:

@@ -44,6 +44,13 @@ class Dialect(Enum):
     OLLAMA = "ollama"
 
 
+def dialect_of_path(path: str) -> Dialect:
+    """Whose API a path belongs to."""
+    if path.startswith("/v1/messages"):
+        return Dialect.ANTHROPIC
+    return Dialect.OLLAMA if path.startswith("/api/") else Dialect.OPENAI
+
+
 class HttpError(Exception):
     """An answer other than 2xx."""
 

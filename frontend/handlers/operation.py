@@ -1,4 +1,4 @@
-"""For those who run the server: GET /health, /metrics, /version."""
+"""For those who run the server: GET /health, /metrics, /version, /openapi.json."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ async def show_metrics(app: App, _request: web.BaseRequest) -> web.Response:
 
 async def version(app: App, _request: web.BaseRequest) -> web.Response:
     return json_answer({"version": app.version})
+
+
+async def openapi(app: App, _request: web.BaseRequest) -> web.Response:
+    """The description of all routes, made when somebody first asks for it."""
+    return web.Response(body=app.openapi_json, content_type="application/json")

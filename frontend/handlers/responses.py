@@ -107,7 +107,10 @@ async def get(app: App, request: web.BaseRequest) -> web.StreamResponse:
     """The response as it stands, or with ?stream=true its events after number `starting_after`. Raises HttpError 404."""
     stored = app.stored.get(_identity(request))
     query = request.rel_url.query
-    if query.get("stream", "false").lower() not in ("true", "1"):
+    stream = query.get("stream", "false").lower()
+    if stream not in ("true", "1", "false", "0"):
+        raise InvalidRequestError("stream must be true or false", "stream")
+    if stream in ("false", "0"):
         return json_answer(stored.document)
     after = query.get("starting_after")
     if after is not None and not (after.isascii() and after.isdigit() and len(after) < 10):

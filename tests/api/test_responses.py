@@ -49,6 +49,12 @@ def events(raw: bytes) -> list[dict[str, Any]]:
     return found
 
 
+def test_a_stream_that_is_neither_true_nor_false(scripted: ApiServer) -> None:
+    identity = scripted.post("/v1/responses", {"input": "hi"}, {"x-api-key": "sk-one"})[1]["id"]
+    for value, status in (("null", 400), ("", 400), ("2", 400), ("0", 200), ("False", 200)):
+        assert scripted.get(f"/v1/responses/{identity}?stream={value}", {"x-api-key": "sk-one"})[0] == status
+
+
 def test_a_response(client: openai.OpenAI) -> None:
     answer = client.responses.create(
         model="demo", input="hello 😀", instructions="be brief", max_output_tokens=30, metadata={"a": "b"}, temperature=0.5
