@@ -127,6 +127,7 @@ class CupyBackend:
             raise KernelError(_no_device(str(error))) from None
         self.architectures = architectures_for(int(capability[:-1]), int(capability[-1]))
         self._modules: dict[tuple[str, Any], Any] = {}
+        self._streams: dict[int, AbstractContextManager[Any]] = {}
 
     def prepare(self, kernel: Kernel, shared: int) -> Callable[[Shape, Shape, tuple[Scalar, ...]], None]:
         key = (kernel.source, kernel.defines)
@@ -148,12 +149,15 @@ class CupyBackend:
         return run
 
     def stream(self, handle: int) -> AbstractContextManager[Any]:
-        cuda = self._cupy.cuda
-        made: AbstractContextManager[Any]
-        if hasattr(cuda.Stream, "from_external"):
-            made = cuda.Stream.from_external(_ExternalStream(handle))
-        else:
-            made = cuda.ExternalStream(handle)
+        # Kept for good: there are few streams, and in some versions of CuPy a wrapper that goes takes the stream itself with it.
+        made = self._streams.get(handle)
+        if made is None:
+            cuda = self._cupy.cuda
+            if hasattr(cuda.Stream, "from_external"):
+                made = cuda.Stream.from_external(_ExternalStream(handle))
+            else:
+                made = cuda.ExternalStream(handle)
+            self._streams[handle] = made
         return made
 
 

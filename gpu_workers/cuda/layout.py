@@ -44,4 +44,4 @@ def packed_size(columns: Mapping[str, npt.NDArray[np.generic]]) -> int:
 
 
 def _layout_of(columns: Mapping[str, npt.NDArray[np.generic]]) -> Layout:
-    return Layout({name: (column.shape, torch.from_numpy(column[:0]).dtype) for name, column in columns.items()})
+    return Layout({name: (column.shape, torch.from_numpy(np.empty(0, column.dtype)).dtype) for name, column in columns.items()})

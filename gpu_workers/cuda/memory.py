@@ -66,7 +66,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_logprobs=config.model.max_logprobs,
             max_grammar_rows=config.structured_outputs.max_grammar_rows,
             load_format=config.model.load_format,
-            torch=torch.__version__,
+            torch=str(torch.__version__),
             sources=_hash_of_sources(),
         )
 

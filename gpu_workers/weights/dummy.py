@@ -20,8 +20,10 @@ def load(parts: Sequence[Part], progress: Progress) -> None:
         if part.name.endswith("norm.weight"):
             part.target.fill_(1.0)
         else:
-            generator = torch.Generator().manual_seed(zlib.crc32(part.name.encode()))
-            whole = torch.empty(part.shape, dtype=part.target.dtype).uniform_(-AMPLITUDE, AMPLITUDE, generator=generator)
+            device = part.target.device  # a GPU makes billions of numbers in seconds, the CPU in minutes; each its own
+            generator = torch.Generator(device).manual_seed(zlib.crc32(part.name.encode()))
+            whole = torch.empty(part.shape, dtype=part.target.dtype, device=device)
+            whole.uniform_(-AMPLITUDE, AMPLITUDE, generator=generator)
             part.target.copy_(part.slice(whole))
         done += part.target.nbytes
         progress(done, total)

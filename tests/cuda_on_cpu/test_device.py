@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from gpu_workers.cuda.memory import GRAPH_BYTES
 from gpu_workers.cuda.runner import CUDARunner
 from gpu_workers.device.cuda import CUDADevice
+from gpu_workers.sampler import Sampler
+from ipc.arena import NUM_SLOTS, PlanColumns, PlanHeader, RowFlag
 from tests import oracle
 from tests.cuda_on_cpu.emulator import emulated
+from tests.cuda_on_cpu.sampler_rows import pack_bits
 from tests.cuda_on_cpu.sync_machine import SyncMachine
 from tests.gpu_workers.player import Player, Row
+from tests.gpu_workers.sampling.reference import packed
 
 VOCAB = 512
 SHAPE: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 128, "head_dim": 64, "num_hidden_layers": 2, "dtype": "bfloat16"}
@@ -74,3 +82,149 @@ def test_chunks_decodes_and_mixed_steps(name: str, checkpoints: dict[str, str]) 
     runner = player.runner
     assert isinstance(runner, CUDARunner)
     assert sum(graph.replayed for graph in machine.graphs) >= 2
+
+
+def watch(player: Player) -> list[torch.Tensor]:
+    """The logits of every call the runner samples from or reports on, from now on."""
+    seen: list[torch.Tensor] = []
+    original = player.model.logits
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor | None:
+        computed = original(hidden)
+        assert computed is not None
+        seen.append(computed.clone())
+        return computed
+
+    player.model.logits = logits  # type: ignore[method-assign]
+    return seen
+
+
+def test_graphs_change_nothing(checkpoints: dict[str, str]) -> None:
+    """The same bits with every kernel launched by itself, with graphs recorded when a size comes again, and in spare time before."""
+    outputs = []
+    for eager, spare in ((True, False), (False, False), (False, True)):
+        machine = SyncMachine()
+        player = player_on(machine, checkpoints["llama"], enforce_eager=eager, max_num_seqs=4)
+        while spare and player.runner.spare_time():
+            pass
+        seen = watch(player)
+        rows = [player.add(row, prompt(9 + row, row)) for row in (2, 0, 1)]
+        player.run(rows, 5)
+        assert (len(machine.graphs) > 0) == (not eager)
+        assert sum(graph.replayed for graph in machine.graphs) == (0 if eager else 4 if spare else 3)
+        outputs.append(([row.output for row in rows], torch.cat(seen)))
+    assert outputs[0][0] == outputs[1][0] == outputs[2][0]
+    assert torch.equal(outputs[0][1], outputs[1][1])
+    assert torch.equal(outputs[0][1], outputs[2][1])
+
+
+def test_shared_blocks_a_preempted_row_and_a_reused_one(checkpoints: dict[str, str]) -> None:
+    path = checkpoints["qwen3"]
+    player = player_on(SyncMachine(), path)
+    first = player.add(1, prompt(40))
+    player.run([first], 2)
+    shared = player.add(4, prompt(40)[:35] + prompt(9, 7), first, 32)
+    player.run([first, shared], 4)
+    # Preempted and computed again from all its tokens, in another row and other blocks.
+    again = player.add(0, first.tokens)
+    again.num_prompt = first.num_prompt
+    taken = player.add(1, prompt(21, 3))
+    player.run([again, taken, shared], 6)
+    for row in (again, taken, shared):
+        check_greedy(path, row)
+
+
+FEATURES: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 1.0, "top_p": 0.9, "top_k": 40},
+    {"temperature": 0.8, "repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2, "logprobs": 3},
+    {"temperature": 1.2, "min_p": 0.02, "logit_bias": {5: 4.0, 9: -3.0}, "allowed": packed(range(0, VOCAB, 3))},
+    {"bad_words": [[int(token)] for token in range(40, 200)], "min_position": 100, "stop_ids": list(range(200, 300)), "logprobs": 0},
+    {"temperature": 1.0, "bad_words": [[first, second] for first in range(60) for second in range(60, 64)], "top_k": 2},
+)
+
+
+def test_what_requests_ask_for_comes_out_as_on_the_cpu(checkpoints: dict[str, str]) -> None:
+    """Given the device's logits, the CPU's sampler chooses the same tokens and reports the same log-probabilities, step by step."""
+    player = player_on(SyncMachine(), checkpoints["llama"], max_logprobs=4)
+    rows = [player.add(row, prompt(5 + row, row), **wishes) for row, wishes in enumerate(FEATURES)]
+    cpu = Sampler(8, VOCAB, 4, torch.device("cpu"))
+    cpu.setup(list(player._setups))
+    seen = watch(player)
+    for _ in range(6):
+        positions = np.array([len(row.tokens) for row in rows])
+        player.step([(row, len(row.tokens) - row.computed) for row in rows])
+        expected = cpu.sample(seen.pop(), np.arange(len(rows), dtype=np.int32), positions)
+        assert [row.output[-1] for row in rows] == expected.tokens.tolist()
+        assert expected.logprobs is not None
+        for at, logprob, rank, ids in zip(*(getattr(expected.logprobs, name).tolist() for name in ("at", "logprob", "rank", "top_ids"))):
+            assert rows[at].logprobs[-1][0] == pytest.approx(logprob, abs=2e-6)
+            assert rows[at].logprobs[-1][1:3] == (rank, ids)
+
+
+def test_prompt_logprobs_in_chunks(checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_workers.cuda.runner.LOGITS_AT_ONCE", 4 * VOCAB)
+    path = checkpoints["llama"]
+    player = player_on(SyncMachine(), path, dtype="float16")  # its rounding is small enough to compare with float32
+    player.wants_prompt_logprobs = frozenset({3})
+    row, other = player.add(3, prompt(21), prompt_logprobs=2), player.add(1, prompt(30, 2))
+    player.run([other, row], 2, chunk=11)
+    with torch.inference_mode():
+        model = oracle.load(path)
+        expected = copy.deepcopy(model).float()(torch.tensor([row.tokens])).logits[0].log_softmax(-1)
+    assert sorted(row.prompt_logprobs) == list(range(1, 21))
+    for position, (logprob, _, ids, _) in row.prompt_logprobs.items():
+        assert logprob == pytest.approx(float(expected[position - 1][row.tokens[position]]), abs=0.1)
+        assert expected[position - 1].max() - expected[position - 1][ids[0]] <= 0.1
+
+
+def test_masks_that_come_between_the_halves_of_a_step(checkpoints: dict[str, str]) -> None:
+    player = player_on(SyncMachine(), checkpoints["llama"])
+    row, free = player.add(2, prompt(6)), player.add(0, prompt(7, 1))
+    player.run([row, free], 1)
+    begin, finish = player.runner.begin, player.runner.finish
+
+    def late(begun: Any, *rest: Any) -> None:
+        plan = player.arena.plans[player._step % NUM_SLOTS]
+        plan.masks[0] = pack_bits([17, 400], VOCAB)
+        finish(begun, *rest)
+
+    def masked(plan: PlanColumns) -> Any:
+        plan.flags[0] |= RowFlag.GRAMMAR
+        plan.header[PlanHeader.NUM_MASKS] = 1
+        plan.masks[:] = 0
+        return begin(plan)
+
+    player.runner.begin, player.runner.finish = masked, late  # type: ignore[method-assign]
+    player.step([(row, 1), (free, 1)])
+    assert row.output[-1] in (17, 400)
+    check_greedy(checkpoints["llama"], free)
+
+
+def test_nan_is_flagged_and_stays_in_its_row(checkpoints: dict[str, str]) -> None:
+    player = player_on(SyncMachine(), checkpoints["llama"], num_blocks=8)
+    sick, well = player.add(0, prompt(20)), player.add(1, prompt(21, 1))
+    player.step([(sick, 19), (well, 10)])
+    assert isinstance(player.runner, CUDARunner)
+    player.runner.cache.v[0][sick.blocks[0]] = float("nan")
+    player.step([(sick, 1), (well, 11)])
+    assert sick.nan
+    player._free = list(sick.blocks)  # the very same blocks, which nobody cleans
+    after = player.add(0, prompt(18, 4))
+    player.run([well, after], 3)
+    assert not after.nan
+    assert not well.nan
+    check_greedy(checkpoints["llama"], after)
+    check_greedy(checkpoints["llama"], well)
+
+
+def test_the_largest_step_runs_and_leaves_nothing(checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine = SyncMachine()
+    player = player_on(machine, checkpoints["llama"], max_num_batched_tokens=40, max_num_seqs=3)
+    wanted = player.device.kv_cache_bytes(None, player.serving)
+    assert (machine.measured, wanted) == (1, int((1 << 30) * 0.9) - machine.step_bytes - GRAPH_BYTES)
+    assert player.device.kv_cache_bytes(1234, player.serving) == 1234
+    assert player.device.kv_cache_bytes(None, player.serving) == wanted
+    assert machine.measured == 1
+    assert machine.pinned_ranges == [(player.arena.memory.ctypes.data, player.arena.memory.nbytes)]

@@ -98,7 +98,13 @@ def fake_cupy(error: str = "", capability: str = "90", limit: int = 100 << 10) -
             function.calls = calls  # type: ignore[attr-defined]
             return function
 
-    cuda = SimpleNamespace(Device=Device, runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError))
+    class Stream:
+        @classmethod
+        def from_external(cls, stream: Any) -> Any:
+            made = nullcontext(stream.__cuda_stream__()[1])
+            return made
+
+    cuda = SimpleNamespace(Device=Device, Stream=Stream, runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError))
     return SimpleNamespace(cuda=cuda, RawModule=RawModule, functions=functions)
 
 
@@ -131,3 +137,12 @@ def test_large_shared_memory_is_asked_for_and_too_much_is_refused(monkeypatch: p
         assert function.calls == [((2, 3), (32,), (5,), 64 << 10)]
         with pytest.raises(KernelError, match="needs 204800 bytes of shared memory per block, this GPU has 102400"):
             launch(KERNEL, (1,), (32,), 200 << 10)
+
+
+def test_a_stream_has_one_wrapper_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    backend = CupyBackend()
+    first, other = backend.stream(5), backend.stream(6)
+    assert backend.stream(5) is first is not other
+    with first as handle:
+        assert handle == 5
