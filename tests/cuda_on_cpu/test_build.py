@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kernels_cuda.build import __main__ as command
-from kernels_cuda.build import cache, nvrtc
+from kernels_cuda.build import ahead, cache, nvrtc
 from kernels_cuda.build.cache import Target
 from kernels_cuda.build.resources import Resources, parse_log
 from kernels_cuda.catalogue import SOURCES
@@ -183,3 +183,26 @@ def test_every_source_is_in_the_catalogue() -> None:
         assert set(source.architectures) <= {*ARCHITECTURES, *ARCHITECTURES_90A}
         # What the emulator relies on: PTX in ptx.cuh alone.
         assert "asm" not in re.sub(r"//.*", "", text)
+
+
+def test_a_model_gets_the_variants_it_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each source, and the sampler's for its logits; one that cannot be had is the error."""
+    kernels = list(ahead.needed(128, "BF16"))
+    sources = [source for source, _ in kernels]
+    assert sorted(set(sources)) == [f"{name}.cu" for name in
+                                    ("activations", "logprobs", "norms", "paged_decode", "paged_prefill", "qkv", "rows", "sampler")]  # fmt: skip
+    assert len(sources) == 10  # sampler and logprobs know two kinds of logits
+    assert all(dict(variant).get("HEAD_DIM", "128") == "128" and "DTYPE_FP16" not in dict(variant) for _, variant in kernels)
+    looked: list[str] = []
+
+    def find(source: str, variant: object, architectures: object) -> Path:
+        looked.append(source)
+        if source == "qkv.cu":
+            raise KernelError("no compiler")
+        return Path(source)
+
+    monkeypatch.setattr(ahead, "find_or_compile", find)
+    with pytest.raises(KernelError, match="no compiler"):
+        ahead.Ahead(kernels, ("90",)).wait()
+    assert "qkv.cu" in looked
+    ahead.Ahead([kernel for kernel in kernels if kernel[0] != "qkv.cu"], ("90",)).wait()
