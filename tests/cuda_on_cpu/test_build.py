@@ -189,8 +189,8 @@ def test_a_model_gets_the_variants_it_launches(monkeypatch: pytest.MonkeyPatch) 
     """One of each source, and the sampler's for its logits; one that cannot be had is the error."""
     kernels = list(ahead.needed(128, "BF16"))
     sources = [source for source, _ in kernels]
-    assert sorted(set(sources)) == [f"{name}.cu" for name in
-                                    ("activations", "logprobs", "norms", "paged_decode", "paged_prefill", "qkv", "rows", "sampler")]  # fmt: skip
+    names = "activations logprobs norms paged_decode paged_prefill qkv rows sampler"
+    assert sorted(set(sources)) == [f"{name}.cu" for name in names.split()]
     assert len(sources) == 10  # sampler and logprobs know two kinds of logits
     assert all(dict(variant).get("HEAD_DIM", "128") == "128" and "DTYPE_FP16" not in dict(variant) for _, variant in kernels)
     looked: list[str] = []
