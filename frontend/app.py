@@ -110,7 +110,7 @@ class App:
         return openapi.document({**ROUTES, **NAMED_ROUTES}, self.version, self._keys.required)
 
     def make_server(self) -> HttpServer:
-        """aiohttp's protocol factory for `loop.create_server`."""
+        """aiohttp's protocol factory, for the acceptor."""
         return HttpServer(self.handle, self.server_config, self._count_connections)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -104,7 +104,7 @@ class Connection(RequestHandler):
 
 
 class HttpServer(web.Server):
-    """Makes a Connection for each client; pass it to `loop.create_server`."""
+    """Makes a Connection for each client; it is the acceptor's factory."""
 
     def __init__(self, handler: Handler, config: ServerConfig, on_count: Callable[[int], None]) -> None:
         # Cancelling the handler is how a request learns at once that its client has left.

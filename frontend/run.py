@@ -10,11 +10,13 @@ import socket
 import time
 from typing import Any
 
+from frontend.acceptor import Acceptor
 from frontend.app import App
 from frontend.connection import HttpServer
 from frontend.engine_client import EngineClient
 from frontend.metrics import Metrics
 from ipc.actor import Actor
+from ipc.arena import Stat, State
 from ipc.config import ChildSpec
 from ipc.errors import EngineDeadError
 from ipc.messages import Drain, Drained, Peers
@@ -37,9 +39,11 @@ class Frontend(Actor):
 
     def __init__(self, spec: ChildSpec) -> None:
         super().__init__(spec)
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
         self._http: HttpServer | None = None
         self._drained = False
+        count = spec.config.parallel.frontends
+        self._others = [self.arena.status("frontend", index) for index in range(count) if index != spec.index]
         self.client = EngineClient(spec, self.context, self.arena)
 
     async def start(self) -> None:
@@ -52,7 +56,8 @@ class Frontend(Actor):
         listener = socket.socket(fileno=self.spec.fds["listen"])
         listener.setblocking(False)
         self._http = self.app.make_server()
-        self._server = await self.loop.create_server(self._http, sock=listener, backlog=BACKLOG)
+        listener.listen(BACKLOG)
+        self._acceptor = Acceptor(self.loop, listener, self._http, lambda: int(self.status[Stat.OPEN_CONNECTIONS]), self._least_connections)
         self.app.batch_runner.start()
         # What start-up made lives as long as the process; the collector need not look at it again.
         gc.collect()
@@ -61,8 +66,8 @@ class Frontend(Actor):
 
     async def stop(self) -> None:
         """Close connections; what still runs is aborted in the scheduler."""
-        if self._server is not None:
-            self._server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         if hasattr(self, "app"):
             await self.app.close()
         self.client.close()
@@ -90,6 +95,11 @@ class Frontend(Actor):
             log.error("a connection failed: %s", context.get("message"), exc_info=context.get("exception"))
         else:
             super()._on_loop_exception(loop, context)
+
+    def _least_connections(self) -> int | None:
+        """Of the other frontends that serve, the fewest open connections that one has."""
+        counts = [int(record[Stat.OPEN_CONNECTIONS]) for record in self._others if record[Stat.STATE] == State.READY]
+        return min(counts, default=None)
 
     def _check_drained(self) -> None:
         if self.app.in_flight == 0 and not self._drained:

@@ -17,7 +17,7 @@ import uvloop
 from ipc import logs
 from ipc.config import Config
 from ipc.messages import Loading
-from quire import device_choice, listening, model_source
+from quire import device_choice, listening, model_source, open_files
 from quire.admin import Admin
 from quire.supervisor import ABORT_SECONDS, STOP_SECONDS, EngineFailedError, Supervisor, either
 
@@ -32,6 +32,7 @@ def serve(config: Config, started: float) -> int:
     Raises ConfigError before any process is started.
     """
     logs.configure("supervisor", config.log.log_level)
+    open_files.allow(config)
     listener = listening.open_socket(config.server)
     with listener:
         device, remark = device_choice.choose(config.device.device)

@@ -371,8 +371,9 @@ class FakeEngine:
         return self.next_spec("frontend", index, **fds)
 
     def start_worker(self, **options: Any) -> FakeWorker:
-        """One more worker of rank 0 (its predecessor should be lost first)."""
-        worker = FakeWorker(self.next_spec("worker"), **{**self.worker_options, **options})
+        """One more worker of rank 0 (its predecessor should be lost first); kind: its class."""
+        options = {**self.worker_options, **options}
+        worker: FakeWorker = options.pop("kind", FakeWorker)(self.next_spec("worker"), **options)
         self.workers.append(worker)
         worker.start()
         return worker
