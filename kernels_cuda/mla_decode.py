@@ -9,6 +9,7 @@ import numpy as np
 
 from kernels_cuda.kernel import Defines, Source, defines, dtype_macro, require
 from kernels_cuda.launch import launch
+from kernels_cuda.paged_decode import RESERVED_SHARED
 
 LATENT, ROPE = 512, 64
 WIDTH = LATENT + ROPE  # numbers of a cached token
@@ -49,6 +50,12 @@ def shared_bytes(tile: int) -> int:
     pitch, probability_pitch = (WIDTH * 2 // 16 | 1) * 16, (TILE * 2 // 16 | 1) * 16
     slices = WARPS[tile] * 16 // tile
     return (tile + 2 * TILE) * pitch + tile * probability_pitch + slices * tile * 4
+
+
+def resident_blocks(multiprocessors: int, shared_memory: int, heads: int, shared_limit: int = MOST_SHARED) -> int:
+    """How many blocks a GPU runs at once: as shared_memory (bytes) of each multiprocessor allows; registers have room for two."""
+    here = shared_memory // (shared_bytes(head_tile(heads, shared_limit)) + RESERVED_SHARED)
+    return multiprocessors * max(1, min(2, here))
 
 
 def mla_attention(

@@ -34,12 +34,13 @@ class Step:
 STEPS = (
     Step("machine", 30),
     Step("ceilings", 45),
-    Step("attention_cases", 110),
-    Step("small_cases", 90),
+    Step("attention_cases", 90),
+    Step("small_cases", 75),
     Step("launches", 30),
+    Step("steps", 75),
     Step("engine", 180),
-    Step("transformers_peer", 110),
-    Step("gpu_tests", 90),
+    Step("transformers_peer", 100),
+    Step("gpu_tests", 75),
 )
 
 

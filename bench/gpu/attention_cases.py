@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from bench.gpu.case import TOLERANCE, Builders, Case, Inputs, relative
 from bench.gpu.kernels import check_and_time
 from bench.gpu.part import run
-from kernels_cuda import mla_decode, paged_decode, paged_prefill, reference
+from kernels_cuda import launch, mla_decode, paged_decode, paged_prefill, reference
 
 CHECKED_REQUESTS = 4  # of a large batch
 BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
@@ -51,7 +52,6 @@ def decode(
     soft_cap: float = 0.0,
     sinks: bool = False,
     fixed_split: int = 0,
-    resident: int = 264,
     large: bool = False,
 ) -> Case:
     pages = Pages(make, lengths, kv_heads, dim, cache or dtype)
@@ -59,6 +59,8 @@ def decode(
     q, out = make.normal(count, heads, dim, dtype=dtype, seed=3), make.unwritten(count, heads, dim, dtype=dtype)
     sink = make.normal(heads, dtype=dtype, seed=4) if sinks else None
     each, blocks = np.arange(count, dtype=np.int32), paged_decode.head_blocks(kv_heads, heads // kv_heads)
+    gpu = chip(make.device)
+    resident = paged_decode.resident_blocks(gpu.multiprocessors, gpu.shared_memory, dim, pages.k.element_size())
     plan = paged_decode.plan_decode(np.array(lengths, np.int32), each, each, blocks, resident, window, fixed_split)
     work, merges = make.ints(plan.work), make.ints(plan.merges)
     scratch = make.unwritten(len(work), heads, dim, dtype=torch.float32), make.unwritten(len(work), heads, dtype=torch.float32)
@@ -118,15 +120,16 @@ def prefill(
     return Case(name, run, error, TOLERANCE[dtype], (out,), moved, 4 * pairs * heads * dim)
 
 
-def latent(make: Inputs, name: str, lengths: list[int], heads: int, dtype: torch.dtype = BF16, resident: int = 264) -> Case:
+def latent(make: Inputs, name: str, lengths: list[int], heads: int, dtype: torch.dtype = BF16) -> Case:
     """DeepSeek's latent attention."""
     pages = Pages(make, lengths, 1, 8, dtype)  # for its tables
     count, scale = len(lengths), 192**-0.5
     cache = make.normal(len(pages.k), 16, mla_decode.WIDTH, dtype=dtype, seed=1)
     q = make.normal(count, heads, mla_decode.LATENT, dtype=dtype, seed=3), make.normal(count, heads, mla_decode.ROPE, dtype=dtype, seed=4)
-    out, limit = make.unwritten(count, heads, mla_decode.LATENT, dtype=dtype), shared_limit(make.device)
+    out, gpu = make.unwritten(count, heads, mla_decode.LATENT, dtype=dtype), chip(make.device)
     each = np.arange(count, dtype=np.int32)
-    plan = paged_decode.plan_decode(np.array(lengths, np.int32), each, each, mla_decode.head_blocks(heads, limit), resident)
+    resident = mla_decode.resident_blocks(gpu.multiprocessors, gpu.shared_memory, heads, gpu.block_memory)
+    plan = paged_decode.plan_decode(np.array(lengths, np.int32), each, each, mla_decode.head_blocks(heads, gpu.block_memory), resident)
     work, merges = make.ints(plan.work), make.ints(plan.merges)
     scratch = (
         make.unwritten(len(work), heads, mla_decode.LATENT, dtype=torch.float32),
@@ -134,7 +137,7 @@ def latent(make: Inputs, name: str, lengths: list[int], heads: int, dtype: torch
     )
 
     def run() -> None:
-        mla_decode.mla_attention(*q, cache, pages.tables, work, merges, *scratch, out, scale, limit)
+        mla_decode.mla_attention(*q, cache, pages.tables, work, merges, *scratch, out, scale, gpu.block_memory)
 
     def error() -> float:
         chosen = np.unique(np.linspace(0, count - 1, min(count, CHECKED_REQUESTS)).astype(int)).tolist()
@@ -147,13 +150,48 @@ def latent(make: Inputs, name: str, lengths: list[int], heads: int, dtype: torch
     return Case(name, run, error, TOLERANCE[dtype], (out, *scratch), moved, 2 * seen * heads * (mla_decode.WIDTH + mla_decode.LATENT))
 
 
-def shared_limit(device: str) -> int:
-    """Shared memory that a block may have."""
+def mixed(make: Inputs, name: str, lengths: list[int], chunks: list[tuple[int, int]], side_by_side: bool, **shape: int) -> Case:
+    """A mixed step: decode rows and chunks, one launch after the other, or each on a stream of its own."""
+    parts = decode(make, name, lengths, large=True, **shape), prefill(make, name, chunks, large=True, **shape)
+    side = torch.cuda.Stream() if side_by_side and make.device == "cuda" else None
+
+    def run() -> None:
+        if side is None:
+            parts[0].run()
+            parts[1].run()
+            return
+        main = torch.cuda.current_stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side), launch.on_stream(side.cuda_stream):
+            parts[0].run()
+        parts[1].run()
+        main.wait_stream(side)
+
+    return Case(
+        name, run, lambda: max(part.error() for part in parts), parts[0].tolerance, parts[0].outputs + parts[1].outputs,
+        parts[0].moved + parts[1].moved, parts[0].flops + parts[1].flops,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chip:
+    """multiprocessors; bytes of shared memory of each, and of one block at most."""
+
+    multiprocessors: int
+    shared_memory: int
+    block_memory: int
+
+
+@cache
+def chip(device: str) -> Chip:
+    """This machine's GPU, or for the emulator a small one."""
     if device == "cpu":
-        return mla_decode.MOST_SHARED
+        return Chip(4, 228 << 10, mla_decode.MOST_SHARED)
     import cupy
 
-    return int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+    attributes = cupy.cuda.Device().attributes
+    names = ("MultiProcessorCount", "MaxSharedMemoryPerMultiprocessor", "MaxSharedMemoryPerBlockOptin")
+    return Chip(*(int(attributes[name]) for name in names))
 
 
 def checks(make: Inputs, few: bool) -> Builders:
@@ -163,9 +201,9 @@ def checks(make: Inputs, few: bool) -> Builders:
     dims = (128,) if few else paged_decode.HEAD_DIMS
     for dim in dims:
         for dtype in (BF16,) if few else (BF16, FP16):
-            for cache in (None,) if few else (None, FP8):
-                label = f"{dim} {str(dtype)[6:]}{' fp8 cache' if cache else ''}"
-                shape = {"heads": 8, "kv_heads": 2, "dim": dim, "dtype": dtype, "cache": cache}
+            for kv in (None,) if few else (None, FP8):
+                label = f"{dim} {str(dtype)[6:]}{' fp8 cache' if kv else ''}"
+                shape = {"heads": 8, "kv_heads": 2, "dim": dim, "dtype": dtype, "cache": kv}
                 options = {"window": 40, "soft_cap": 20.0, "sinks": True}
                 yield partial(decode, make, f"decode {label}", lengths, **shape)
                 yield partial(decode, make, f"decode {label} window cap sinks", lengths, **shape, **options)
@@ -180,7 +218,7 @@ def checks(make: Inputs, few: bool) -> Builders:
             yield partial(latent, make, f"latent {heads} heads {str(dtype)[6:]}", lengths[:40], heads, dtype)
 
 
-def timed(make: Inputs, few: bool, resident: int) -> Builders:
+def timed(make: Inputs, few: bool) -> Builders:
     """Llama-3.1-8B: 32 query heads, 8 KV heads of 128."""
     shape = {"heads": 4, "kv_heads": 1, "dim": 128} if few else {"heads": 32, "kv_heads": 8, "dim": 128}
     unit = 16 if few else 1024
@@ -188,20 +226,23 @@ def timed(make: Inputs, few: bool, resident: int) -> Builders:
         if few and requests * length > 8:
             continue
         label = f"decode {requests} x {length}k"
-        yield partial(decode, make, label, [length * unit] * requests, **shape, resident=resident, large=True)
+        yield partial(decode, make, label, [length * unit] * requests, **shape, large=True)
         if (requests, length) in ((64, 1), (64, 4), (1, 1)):
-            yield partial(decode, make, f"{label} fp8", [length * unit] * requests, **shape, cache=FP8, resident=resident, large=True)
-    mixed = [(37 * row * row) % (4 * unit) + 1 for row in range(2 if few else 128)]
-    yield partial(decode, make, "decode 128 x mixed", mixed, **shape, resident=resident, large=True)
+            yield partial(decode, make, f"{label} fp8", [length * unit] * requests, **shape, cache=FP8, large=True)
+    lengths = [(37 * row * row) % (4 * unit) + 1 for row in range(2 if few else 128)]
+    yield partial(decode, make, "decode 128 of 1 to 4k", lengths, **shape, large=True)
     for past, new, requests in ((0, 1, 1), (0, 8, 1), (0, 2, 4), (8, 1, 1), (0, 0.25, 32)):
         if few and requests > 1:
             continue
         label = f"prefill {requests} x {new}k after {past}k"
         yield partial(prefill, make, label, [(int(past * unit), int(new * unit))] * requests, **shape, large=True)
+    for side_by_side in (False, True):
+        label = f"mixed 128 of 1 to 4k + 2k of a prompt, {'side by side' if side_by_side else 'in turn'}"
+        yield partial(mixed, make, label, lengths, [(0, 2 * unit)], side_by_side, **shape)
     for heads, requests, length in ((16, 64, 1), (128, 1, 8), (128, 64, 1), (128, 64, 4)):
         if not few or requests == 1:
             label = f"latent {heads} heads {requests} x {length}k"
-            yield partial(latent, make, label, [length * unit] * requests, heads if not few else 16, resident=resident)
+            yield partial(latent, make, label, [length * unit] * requests, heads if not few else 16)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ class Cases(Protocol):
         """For every shipped variant, small."""
         ...
 
-    def timed(self, make: Inputs, few: bool, resident: int) -> Builders:
-        """Of the sizes that matter; resident: blocks that the GPU runs at once."""
+    def timed(self, make: Inputs, few: bool) -> Builders:
+        """Of the sizes that matter."""
         ...
 
 
@@ -39,8 +39,7 @@ def check_and_time(part: Part, cases: Cases) -> None:
         make = Inputs(part.device)
         if not part.only:
             _check(part, cases.checks(make, part.dry))
-        resident = 8 if part.dry else 2 * torch.cuda.get_device_properties(0).multi_processor_count
-        _time(part, Timer(part.device), cases.timed(make, part.dry, resident))
+        _time(part, Timer(part.device), cases.timed(make, part.dry))
 
 
 @contextmanager

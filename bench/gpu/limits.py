@@ -55,7 +55,7 @@ class Model:
 
 
 LLAMA_8B = Model()
-TINY = Model(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=128, vocab=4096)
+TINY = Model(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=256, vocab=4096)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from bench.gpu.part import shown
 # Part, beginning of a line's name, figure, and the least (or with "<" the most) that is promised for it.
 PROMISES: tuple[tuple[str, str, str, str], ...] = (
     *(("attention_cases", f"decode {sizes}", "of_limit_%", "> 85") for sizes in ("1 x 64k", "8 x 8k", "64 x 1k", "64 x 4k", "256 x 1k")),
+    *(("steps", f"steps {rows} x 1024, profiled", "gap_between_steps_us", "< 100") for rows in (1, 64, 256)),
     ("engine", "decode 1 x 1024", "of_limit_%", "> 83"),
     ("engine", "decode 64 x 1024", "of_limit_%", "> 81"),
     ("engine", "decode 256 x 1024", "of_limit_%", "> 78"),
@@ -88,5 +89,7 @@ def _hints(parts: dict[str, Any]) -> list[str]:
         for percent, name in far[: SLOWEST // 2]:
             command = f"python3 -m bench.gpu.{module} --out $OUT/case.json --only '{name}'"
             lines.append(f"  {percent:.0f} %: ncu --set full --clock-control none -o $OUT/kernel {command}")
-    lines.append("  gaps between decode steps: nsys profile -t cuda -o $OUT/steps python3 -m bench.gpu.engine --out $OUT/engine.json")
+    lines.append(
+        "  what a decode step consists of: the lines of part steps, or nsys profile -t cuda python3 -m bench.gpu.steps --out $OUT/s.json"
+    )
     return lines

@@ -213,7 +213,7 @@ def checks(make: Inputs, few: bool) -> Builders:
     yield partial(reported, make, "logprobs", 2 if few else 16, 300 if few else 128256)
 
 
-def timed(make: Inputs, few: bool, resident: int) -> Builders:
+def timed(make: Inputs, few: bool) -> Builders:
     """Llama-3.1-8B's shapes at the batches that are measured."""
     for count in (2,) if few else (1, 64, 256, 2048, 8192):
         yield partial(rms, make, f"add_rms_norm {count} x 4096", count, 64 if few else 4096)

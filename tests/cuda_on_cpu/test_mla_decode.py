@@ -121,6 +121,14 @@ def test_same_bits_alone_and_in_a_crowd() -> None:
         assert torch.equal(alone, crowd[at : at + 1])
 
 
+@pytest.mark.parametrize(
+    "heads,shared_memory,block_memory,blocks", [(16, 228, 227, 264), (128, 228, 227, 132), (128, 100, 99, 132), (128, 164, 163, 132)]
+)
+def test_blocks_at_once(heads: int, shared_memory: int, block_memory: int, blocks: int) -> None:
+    """132 multiprocessors of Hopper, of a consumer GPU, whose blocks take 16 heads, and of Ampere."""
+    assert mla_decode.resident_blocks(132, shared_memory << 10, heads, block_memory << 10) == blocks
+
+
 def test_unsupported_shapes_are_named() -> None:
     latents, (latent, rope) = make_latents([3]), queries(1, 16)
     with pytest.raises(UnsupportedShape, match="latent attention of 256 and 576"):

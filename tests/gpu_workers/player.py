@@ -88,6 +88,11 @@ class Player:
 
     def step(self, work: Sequence[tuple[Row, int]], device_token: bool = True) -> list[int]:
         """Compute so many new tokens of each row; rows whose known tokens end there sample. Returns the tokens sampled, -1 for none."""
+        assert self.give(work, device_token).wait(60)
+        return self._apply(work)
+
+    def give(self, work: Sequence[tuple[Row, int]], device_token: bool = True) -> threading.Event:
+        """Give the runner such a step. Its results are in `result` when the event is set; the rows know nothing of it yet."""
         self._step += 1
         plan, ids = self.arena.plans[self._step % NUM_SLOTS], []
         header = plan.header
@@ -116,8 +121,7 @@ class Player:
         self.result = self.arena.results[self._step % NUM_SLOTS]
         done = threading.Event()
         self.runner.finish(self.runner.begin(plan), self.result, done.set)
-        assert done.wait(60)
-        return self._apply(work)
+        return done
 
     wants_prompt_logprobs: frozenset[int] = frozenset()
 
