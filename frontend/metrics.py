@@ -59,6 +59,7 @@ ENGINE_COUNTERS = {
     "num_preemptions": ("Preemptions.", Stat.PREEMPTIONS),
     "prompt_tokens": ("Prefill tokens computed.", Stat.PROMPT_TOKENS),
     "generation_tokens": ("Tokens generated.", Stat.GENERATION_TOKENS),
+    "embeddings": ("Embedding vectors given.", Stat.EMBEDDINGS),
     "engine_steps": ("Steps of the engine.", Stat.STEPS),
     "engine_step_tokens": ("Tokens computed in steps, prefill and decode.", Stat.STEP_TOKENS),
     "evicted_blocks": ("KV blocks evicted from the prefix cache.", Stat.EVICTED_BLOCKS),

@@ -17,6 +17,7 @@ from gpu_workers.collectives import Collectives
 from gpu_workers.device import Device
 from gpu_workers.kv_cache import KVCache
 from gpu_workers.models.decoder import Decoder
+from gpu_workers.pooling import Pooler
 from gpu_workers.sampler import LogprobColumns, Sampled, Sampler
 from ipc.arena import Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultFlag, ResultHeader, RowFlag, RowSetup
 
@@ -46,6 +47,7 @@ class ModelRunner:
         self.attention = device.attention(spec, self.cache)
         self.batch = Batch(dimensions, block_size, spec.vocab_size)
         self._sampler = Sampler(dimensions.rows, spec.vocab_size, dimensions.logprobs, device.torch_device)
+        self._pooler = Pooler(model)
         self._setups = msgspec.msgpack.Decoder(list[RowSetup])
         self._num_prompt = np.zeros(dimensions.rows, np.int64)
 
@@ -72,6 +74,8 @@ class ModelRunner:
         self._sample(step, begun.logits, result)
         if (step.flags & RowFlag.PROMPT_LOGPROBS).any():
             self._prompt_logprobs(step, begun.hidden, result)
+        if self._ranks.rank == 0 and (step.flags & (RowFlag.EMBED | RowFlag.MEAN)).any():
+            self._embed(step, begun.hidden, result)
         result.header[ResultHeader.NUM_ROWS] = len(step.rows)
         done()
 
@@ -121,6 +125,14 @@ class ModelRunner:
         if sampled.logprobs is not None:
             columns, rows = sampled.logprobs, at[sampled.logprobs.at]
             _write_logprobs(columns, rows, result.logprob, result.rank, result.top_ids, result.top_logprobs)
+
+    def _embed(self, step: StepInputs, hidden: torch.Tensor, result: ResultColumns) -> None:
+        at, vectors = self._pooler.pool(step, hidden)
+        result.vectors[: len(at)] = vectors
+        bad = at[~np.isfinite(vectors).all(1)]
+        if len(bad):
+            result.flags[bad] = ResultFlag.NAN
+            self._scrub(step, bad)
 
     def _scrub(self, step: StepInputs, at: np.ndarray) -> None:
         """Clear the KV blocks of rows whose logits were not finite: padded attention may read what a block's next owner has not written."""

@@ -26,6 +26,7 @@ from ipc.errors import ConfigError, ProtocolError
 from ipc.sampling_params import ThinkingLimit
 
 NUM_SLOTS = 4
+MAX_VECTORS = 32  # rows that may get their vectors in one step; a prompt takes longer to compute than the next step is away
 HEADER_WORDS = 16
 ALIGNMENT = 64
 STATUS_WORDS = 64
@@ -59,6 +60,8 @@ class RowFlag(enum.IntFlag):
     DEVICE_TOKEN = 2  # the row's one input token is the one last sampled for it, which the worker has; token_ids holds none
     PROMPT_LOGPROBS = 4  # report the log-probabilities of prompt tokens start+1 .. start+num_new
     GRAMMAR = 8  # with SAMPLE: only tokens of the row's mask may be sampled
+    EMBED = 16  # never with SAMPLE: report the row's vector, as it is after the row's last new token
+    MEAN = 32  # the row's vector is the mean over its tokens, from token 0 on, and the new ones join it; without it, that of the last token
 
 
 class ResultHeader(enum.IntEnum):
@@ -119,6 +122,8 @@ class Dimensions(msgspec.Struct, frozen=True):
     logprobs: int
     masks: int = 1
     mask_words: int = 1
+    vectors: int = 1
+    hidden: int = 1
 
     @classmethod
     def of(cls, config: Config, model: ModelInfo) -> Dimensions:
@@ -136,6 +141,8 @@ class Dimensions(msgspec.Struct, frozen=True):
             logprobs=max(1, config.model.max_logprobs),
             masks=min(rows, config.structured_outputs.max_grammar_rows) if config.structured_outputs.grammar_processes else 1,
             mask_words=-(-model.vocab_size // 32),
+            vectors=min(rows, MAX_VECTORS),
+            hidden=model.hidden_size,
         )
 
 
@@ -164,6 +171,7 @@ _RESULT: Mapping[str, tuple[type[Any], tuple[str, ...]]] = {
     "prompt_rank": (np.int32, ("tokens",)),
     "prompt_top_ids": (np.int32, ("tokens", "logprobs")),
     "prompt_top_logprobs": (np.float32, ("tokens", "logprobs")),
+    "vectors": (np.float32, ("vectors", "hidden")),
 }
 
 
@@ -203,7 +211,8 @@ class ResultColumns:
 
     tokens: the sampled id, -1 where the plan asked for none. flags: ResultFlag bits. logprob, rank, top_ids, top_logprobs: filled for rows
     whose setup asks for logprobs (unused places: id -1). prompt_*: by position in the plan's new tokens (all rows', in row
-    order): entry t tells of the prompt token that follows the t-th new token, filled for rows with PROMPT_LOGPROBS.
+    order): entry t tells of the prompt token that follows the t-th new token, filled for rows with PROMPT_LOGPROBS. vectors: for each row
+    with EMBED, in row order.
     """
 
     header: I64
@@ -217,6 +226,7 @@ class ResultColumns:
     prompt_rank: I32
     prompt_top_ids: I32
     prompt_top_logprobs: F32
+    vectors: F32
 
     def __init__(self, dimensions: Dimensions, buffer: memoryview | None = None) -> None:
         _map_columns(self, _RESULT, dimensions, buffer)
@@ -288,6 +298,7 @@ class Stat(enum.IntEnum):
     FORWARD_NS = 22  # time workers spent, sum
     EVICTED_BLOCKS = 23
     STEP_TOKENS = 24  # tokens computed, prefill and decode, sum
+    EMBEDDINGS = 25  # vectors given
     # frontend
     OPEN_STREAMS = 32
     OPEN_CONNECTIONS = 33

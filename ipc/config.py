@@ -47,6 +47,10 @@ class ModelConfig(_Section, frozen=True):
     ] = "safetensors"
     chat_template: Annotated[str, Meta(description="File with a Jinja chat template that replaces the model's.")] = ""
     max_logprobs: Annotated[int, Meta(ge=0, le=64, description="Most alternatives a request may ask for per token.")] = 20
+    pooling: Annotated[
+        Literal["auto", "last", "mean"],
+        Meta(description="Embeddings are the last token's state or the mean of all; auto reads 1_Pooling/config.json, else last."),
+    ] = "auto"
 
 
 class CacheConfig(_Section, frozen=True):
@@ -150,6 +154,7 @@ class ServerConfig(_Section, frozen=True):
     keepalive_timeout: Annotated[float, Meta(gt=0, description="Seconds after which a connection without a request is closed.")] = 75.0
     max_connections: Annotated[int, Meta(ge=1, description="Open connections per frontend.")] = 8192
     max_prompts_per_request: Annotated[int, Meta(ge=1, description="Prompts in one completions request; times n at most 4x this.")] = 256
+    max_embedding_inputs: Annotated[int, Meta(ge=1, description="Inputs in one embeddings request.")] = 2048
     shutdown_timeout: Annotated[float, Meta(ge=0, description="Seconds that running requests get to finish on SIGTERM.")] = 30.0
 
 
@@ -316,6 +321,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     eos_token_ids: list[int]
     generation_defaults: dict[str, float] = {}
+    hidden_size: int = 1
+    pooling: Literal["last", "mean"] = "last"
 
 
 class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,7 +49,7 @@ class Submit(_Message, frozen=True, tag=1):
     priority: lower goes first under the policy of that name, BEHIND_CLIENTS last under all. bad_words: token sequences that may not be
     completed. seed: always given, so that a replay draws the same numbers.
     grammar: what the output must follow; params.structured_outputs, which it was made from, is not looked at. thinking: how long the
-    model may reason; made from params.thinking_token_budget.
+    model may reason; made from params.thinking_token_budget. embed: compute the prompt, sample nothing, and give its vector.
     """
 
     handle: int
@@ -64,6 +64,7 @@ class Submit(_Message, frozen=True, tag=1):
     emitted: bytes = b""
     grammar: Grammar | None = None
     thinking: ThinkingLimit | None = None
+    embed: bool = False
 
 
 class Abort(_Message, frozen=True, tag=2):
@@ -121,6 +122,13 @@ class PromptLogprobs(_Message, frozen=True):
     top_logprobs: bytes
 
 
+class Embedding(_Message, frozen=True):
+    """The vector of one request with `embed`, float32[hidden], neither cut nor normalised; its Finished is in the same message."""
+
+    handle: int
+    vector: bytes
+
+
 class Tokens(_Message, frozen=True, tag=3):
     """What one step produced for one frontend's requests.
 
@@ -136,6 +144,7 @@ class Tokens(_Message, frozen=True, tag=3):
     finished: list[Finished] = []
     logprobs: Logprobs | None = None
     prompt_logprobs: list[PromptLogprobs] = []
+    embeddings: list[Embedding] = []
 
 
 class Refused(_Message, frozen=True, tag=4):

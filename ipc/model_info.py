@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, Literal
 
 from ipc.config import ModelConfig, ModelInfo
 from ipc.errors import ConfigError
@@ -44,7 +44,47 @@ def read(path: str, config: ModelConfig, name: str) -> ModelInfo:
         max_model_len=length,
         eos_token_ids=eos_ids,
         generation_defaults=defaults if generation.get("do_sample", True) else {},
+        hidden_size=_positive(path, text, "hidden_size") if "hidden_size" in text else 1,
+        pooling=_pooling(path) if config.pooling == "auto" else config.pooling,
     )
+
+
+def _pooling(path: str) -> Literal["last", "mean"]:
+    """How the sentence-transformers library would make one vector of the tokens' states; the last token's if it was never asked to.
+
+    Raises ConfigError for a way that we do not have.
+    """
+    modules = os.path.join(path, "modules.json")
+    if os.path.exists(modules):
+        kinds = [str(module.get("type", "")).rpartition(".")[2] for module in _list(modules)]
+        unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+        if unknown:
+            raise ConfigError(f"{modules} has the module {unknown[0]!r}, which embeddings here do not have; --pooling last goes without it")
+    if not os.path.exists(os.path.join(path, "1_Pooling", "config.json")):
+        return "last"
+    document = _json(os.path.join(path, "1_Pooling"), "config.json")
+    found = [name for name, value in document.items() if name.startswith("pooling_mode_") and value is True]
+    if isinstance(document.get("pooling_mode"), str):
+        found = [document["pooling_mode"]]
+    known: dict[str, Literal["last", "mean"]] = {
+        "pooling_mode_lasttoken": "last", "lasttoken": "last", "pooling_mode_mean_tokens": "mean", "mean": "mean",
+    }  # fmt: skip
+    if len(found) != 1 or found[0] not in known:
+        raise ConfigError(
+            f"{path}/1_Pooling/config.json asks for {' and '.join(found) or 'no pooling'}; there are last and mean, which --pooling sets"
+        )
+    return known[found[0]]
+
+
+def _list(file: str) -> list[dict[str, Any]]:
+    try:
+        with open(file, encoding="utf-8") as handle:
+            document = json.load(handle)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from None
+    if not isinstance(document, list) or not all(isinstance(each, dict) for each in document):
+        raise ConfigError(f"{file} does not hold a list of JSON objects")
+    return document
 
 
 def _json(path: str, file: str) -> dict[str, Any]:

@@ -28,12 +28,18 @@ def check(submit: Submit, frontend: Frontend, vocab_size: int, max_model_len: in
     num_prompt = _check_tokens("prompt", submit.prompt, vocab_size)
     if not num_prompt:
         raise InvalidRequestError("the prompt has no tokens", "prompt")
-    if num_prompt >= max_model_len:
+    if submit.embed and num_prompt > max_model_len:
+        raise InvalidRequestError(
+            f"the prompt has {num_prompt} tokens, the model's context holds {max_model_len}", "prompt", "context_length_exceeded"
+        )
+    if num_prompt >= max_model_len and not submit.embed:
         raise InvalidRequestError(
             f"the prompt has {num_prompt} tokens, the model's context holds {max_model_len} with at least one of output",
             "prompt",
             "context_length_exceeded",
         )
+    if submit.embed and submit.grammar is not None:
+        raise InvalidRequestError("an embedding follows no grammar", submit.grammar.param)
     submit.params.validate(vocab_size, max_logprobs)
     num_emitted = _check_tokens("emitted", submit.emitted, vocab_size)
     if num_emitted >= num_output(submit, max_model_len):
@@ -58,7 +64,9 @@ def check_grammar(grammar: Grammar | None, settings: StructuredOutputsConfig) ->
 
 
 def num_output(submit: Submit, max_model_len: int) -> int:
-    """Most output tokens of a request, by its own wish and the model's context."""
+    """Most output tokens of a request, by its own wish and the model's context; 1, which never comes, for one that samples nothing."""
+    if submit.embed:
+        return 1
     rest = max_model_len - len(submit.prompt) // 4
     wish = submit.params.max_tokens
     return rest if wish is None else min(wish, rest)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from ipc.arena import I32, I64, ResultColumns
-from ipc.messages import Finished, Logprobs, PromptLogprobs, Tokens
+from ipc.arena import F32, I32, I64, ResultColumns
+from ipc.messages import Embedding, Finished, Logprobs, PromptLogprobs, Tokens
 from scheduler_proc.request import Ending, Frontend, Request
 from scheduler_proc.rows import NO_LOGPROBS, Rows
 
@@ -60,13 +60,14 @@ def grouped(rows: I64, columns: Rows) -> I64 | None:
 
 
 class Emitter:
-    """Collects ends and prompt log-probabilities between steps, and makes the messages."""
+    """Collects ends, prompt log-probabilities and vectors between steps, and makes the messages."""
 
     def __init__(self, rows: Rows, frontends: dict[int, Frontend]) -> None:
         self._rows = rows
         self._frontends = frontends
         self._finished: dict[int, list[Finished]] = {}
         self._prompt: dict[int, list[PromptLogprobs]] = {}
+        self._vectors: dict[int, list[Embedding]] = {}
 
     @property
     def pending(self) -> bool:
@@ -105,10 +106,15 @@ class Emitter:
             )
         )
 
+    def vector(self, request: Request, vector: F32) -> None:
+        """Tell of the vector of a request that ends now."""
+        self._vectors.setdefault(request.frontend.number, []).append(Embedding(request.handle, vector.tobytes()))
+
     def forget(self, frontend: Frontend) -> None:
         """The frontend is gone; nobody reads what waits for it."""
         self._finished.pop(frontend.number, None)
         self._prompt.pop(frontend.number, None)
+        self._vectors.pop(frontend.number, None)
 
     def emit(self, step: int, now_ns: int, sampled: Sampled | None, result: ResultColumns | None) -> list[Emission]:
         """One message for each frontend that has something to hear."""
@@ -135,15 +141,17 @@ class Emitter:
                             self._finished.pop(number, []) if self._finished else [],
                             logprobs,
                             self._prompt.pop(number, []) if self._prompt else [],
+                            self._vectors.pop(number, []) if self._vectors else [],
                         ),
                     )
                 )
         if self._finished or self._prompt:
             for number in [*self._finished, *(number for number in self._prompt if number not in self._finished)]:
-                ends, prompts = self._finished.get(number, []), self._prompt.get(number, [])
-                messages.append((self._frontends[number].identity, Tokens(step, now_ns, b"", b"", b"", ends, None, prompts)))
+                ends, prompts, vectors = self._finished.get(number, []), self._prompt.get(number, []), self._vectors.get(number, [])
+                messages.append((self._frontends[number].identity, Tokens(step, now_ns, b"", b"", b"", ends, None, prompts, vectors)))
             self._finished.clear()
             self._prompt.clear()
+            self._vectors.clear()  # whoever has a vector has an end as well
         return messages
 
 

@@ -12,6 +12,7 @@ from scheduler_proc.request import Request
 from scheduler_proc.rows import Rows
 
 _DECODE = int(RowFlag.SAMPLE | RowFlag.DEVICE_TOKEN)
+NO_VECTOR = -1
 # The mask of a row whose token will not count: that token is 0 then, whatever the sampler does.
 _NOBODYS = 1
 
@@ -62,7 +63,9 @@ def bound_of(columns: Rows, row: int) -> Bound:
 
 
 class Prefill(msgspec.Struct, gc=False, eq=False):
-    """A row that computes known tokens. position: its place in the plan; token_place: of its first token among the plan's tokens."""
+    """A row that computes known tokens. position: its place in the plan; token_place: of its first token among the plan's tokens; vector:
+    of its vector in the result, if this step gives it.
+    """
 
     request: Request
     row: int
@@ -74,6 +77,7 @@ class Prefill(msgspec.Struct, gc=False, eq=False):
     token_place: int
     first_report: int  # first prompt token to report log-probabilities of
     num_report: int
+    vector: int = NO_VECTOR
 
 
 class Flight(msgspec.Struct, gc=False, eq=False):
@@ -81,7 +85,7 @@ class Flight(msgspec.Struct, gc=False, eq=False):
 
     bound: the rows that sample under a grammar, in the plan's order. masks: the plan's column, masks[at] is bound[at]'s. awaited: whose
     mask is not in it yet, and its place there. follow: some were awaited when the plan's doorbell rang, and the workers have not been
-    told yet that all are there.
+    told yet that all are there. num_vectors: how many its result will have.
     """
 
     step: int
@@ -94,6 +98,7 @@ class Flight(msgspec.Struct, gc=False, eq=False):
     bound: list[Bound]
     awaited: dict[Constraint, int]
     follow: bool = False
+    num_vectors: int = 0
 
     def give(self, constraint: Constraint) -> bool:
         """Write the constraint's mask, if it is awaited here."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scheduler_proc.flight import Flight
     from scheduler_proc.scheduler import Scheduler
 
-_FIRST, _LAST = Stat.NUM_RUNNING, Stat.STEP_TOKENS
+_FIRST, _LAST = Stat.NUM_RUNNING, Stat.EMBEDDINGS
 _WORDS = struct.Struct(f"={_LAST - _FIRST + 1}q")
 _SMOOTHING = 0.1
 _RETRY_RANGE = (1.0, 60.0)
@@ -29,6 +29,7 @@ class Counters:
         self.prefix_hits = 0
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.embeddings = 0
         self.step_tokens = 0
         self.forward_ns = 0
         self.last_step_ns = 0
@@ -121,4 +122,5 @@ class StatusWriter:
             counters.forward_ns,
             counters.evicted_before + scheduler.kv.cache.num_evicted,
             counters.step_tokens,
+            counters.embeddings,
         )

@@ -48,7 +48,8 @@ class Request:
     tokens: int32, all known tokens (prompt, then output) while it has no row; in a row its history column is the truth and this one
     is behind. end: absolute position at which it ends by length (its last token is end - 1). target: tokens to prefill in
     its present row. setup_bytes: see row_setup.size. path_len, num_shared, node, path_open, keys: its place in the prefix tree, kept
-    by KVManager. waiting_on: what must come before it can be scheduled; see scheduler_proc/constraint.py.
+    by KVManager. waiting_on: what must come before it can be scheduled; see scheduler_proc/constraint.py. pooling: "last" or "mean" for one
+    that ends with its prompt's vector and samples nothing, else "".
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Request:
         "params",
         "path_len",
         "path_open",
+        "pooling",
         "priority",
         "prompt_reported",
         "request_id",
@@ -88,7 +90,9 @@ class Request:
         "worker_deaths",
     )
 
-    def __init__(self, submit: Submit, frontend: Frontend, order: tuple[int, int, int], end: int, eos: list[int]) -> None:
+    def __init__(
+        self, submit: Submit, frontend: Frontend, order: tuple[int, int, int], end: int, eos: list[int], pooling: str = ""
+    ) -> None:
         params = submit.params
         self.frontend = frontend
         self.handle = submit.handle
@@ -104,6 +108,7 @@ class Request:
         self.num_prompt = len(submit.prompt) // 4
         self.tokens: I32 = np.frombuffer(submit.prompt + submit.emitted, np.int32)
         self.end = end
+        self.pooling = pooling
         self.stop_ids = list(dict.fromkeys([*([] if params.ignore_eos else eos), *params.stop_token_ids]))
         self.stop_set = frozenset(self.stop_ids)
         self.status = Status.WAITING
@@ -127,9 +132,10 @@ class Request:
 
     @property
     def skips_cache(self) -> bool:
-        """The caller wants the prompt computed, or its log-probabilities, which need that."""
+        """The caller wants the prompt computed, or its log-probabilities or the mean over its tokens, which need that."""
         params = self.params
-        return params.skip_reading_prefix_cache or (params.prompt_logprobs is not None and self.prompt_reported < self.num_prompt)
+        wants_logprobs = params.prompt_logprobs is not None and self.prompt_reported < self.num_prompt
+        return params.skip_reading_prefix_cache or wants_logprobs or self.pooling == "mean"
 
     @property
     def wants_history(self) -> bool:

@@ -20,7 +20,7 @@ from ipc.messages import FinishReason, RefuseCode, Refused, Submit
 from scheduler_proc import admission, row_setup
 from scheduler_proc.constraint import GRAMMAR, Answer, Order, Outcome
 from scheduler_proc.emissions import Emission, Emitter, Sampled, Segment
-from scheduler_proc.flight import DecodeSet, Flight, Prefill, bound_of
+from scheduler_proc.flight import NO_VECTOR, DecodeSet, Flight, Prefill, bound_of
 from scheduler_proc.kv_manager import KVManager
 from scheduler_proc.metrics import Counters
 from scheduler_proc.plan_writer import PlanWriter
@@ -126,7 +126,7 @@ class Scheduler:
             admission.check_grammar(submit.grammar, self._structured)
             end = len(submit.prompt) // 4 + admission.num_output(submit, self._model.max_model_len)
             order = self._policy.order(submit.priority, submit.arrival_ns, self._next_request)
-            request = Request(submit, frontend, order, end, self._model.eos_token_ids)
+            request = Request(submit, frontend, order, end, self._model.eos_token_ids, self._model.pooling if submit.embed else "")
             self._check_size(request)
         except InvalidRequestError as error:
             return Refused(submit.handle, RefuseCode.INVALID, error.message, error.param or "")
@@ -340,6 +340,8 @@ class Scheduler:
         if end < request.target and end // self._block_size * self._block_size > start:
             # Whole blocks can be shared at once.
             end = end // self._block_size * self._block_size
+        if request.pooling and end == request.target and flight.num_vectors == self._dimensions.vectors:
+            end -= 1  # the result has no room for another vector; the last token waits for the next step
         if end <= start:
             return
         done = end == request.target
@@ -348,13 +350,24 @@ class Scheduler:
             # Entry t tells of the token after the t-th: tokens start+1 .. end.
             first = max(start + 1, request.prompt_reported)
             num_report = max(min(end + 1, request.num_prompt) - first, 0)
-        flags = (RowFlag.SAMPLE if done else 0) | (RowFlag.PROMPT_LOGPROBS if num_report else 0)
-        if done and request.constraint is not None:
-            flags |= RowFlag.GRAMMAR
-            flight.bound.append(bound_of(columns, row))
+        flags = RowFlag.PROMPT_LOGPROBS if num_report else RowFlag(0)
+        vector = NO_VECTOR
+        if request.pooling:
+            flags |= RowFlag.MEAN if request.pooling == "mean" else 0
+            if done:
+                flags |= RowFlag.EMBED
+                vector, flight.num_vectors = flight.num_vectors, flight.num_vectors + 1
+        elif done:
+            flags |= RowFlag.SAMPLE
+            if request.constraint is not None:
+                flags |= RowFlag.GRAMMAR
+                flight.bound.append(bound_of(columns, row))
         generation = int(columns.generation[row])
         place = writer.num_tokens + first - start - 1
-        flight.prefills.append(Prefill(request, row, generation, writer.num_rows, start, end - start, done, place, first, num_report))
+        samples = bool(flags & RowFlag.SAMPLE)
+        flight.prefills.append(
+            Prefill(request, row, generation, writer.num_rows, start, end - start, samples, place, first, num_report, vector)
+        )
         writer.prefill(row, start, columns.history[row, start:end], int(flags))
         columns.num_scheduled[row] = end
         self.kv.publish(request, columns.block_table[row], columns.tokens(row), end, flight.step)
@@ -504,6 +517,10 @@ class Scheduler:
         if prefill.num_report:
             self._emitter.prompt_logprobs(request, prefill.first_report, prefill.token_place, prefill.num_report, result)
             request.prompt_reported = prefill.first_report + prefill.num_report
+        if prefill.vector != NO_VECTOR:
+            self._emitter.vector(request, result.vectors[prefill.vector])
+            self.counters.embeddings += 1
+            self._finish(request, Ending(FinishReason.STOP))
         return prefill.sample
 
     def _drop_failed(self, sampled: Sampled, result: ResultColumns) -> Sampled:
@@ -647,7 +664,8 @@ class Scheduler:
 
     def _check_size(self, request: Request) -> None:
         """Raise InvalidRequestError if the request could never be started."""
-        needed, total = self.kv.blocks_for(max(len(request.tokens), request.num_prompt + 1)), self.kv.pool.num_blocks
+        least = request.num_prompt + (not request.pooling)
+        needed, total = self.kv.blocks_for(max(len(request.tokens), least)), self.kv.pool.num_blocks
         if needed > total:
             raise InvalidRequestError(
                 f"the prompt has {request.num_prompt} tokens and needs {needed} KV blocks of {self._block_size}, the engine has {total}",

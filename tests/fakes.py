@@ -91,6 +91,7 @@ class PagedToy:
         self.block_table = np.full((dimensions.rows, dimensions.blocks_per_row), EMPTY, np.int32)
         self.last_token = np.full(dimensions.rows, EMPTY, np.int32)
         self.setups: dict[int, RowSetup] = {}
+        self.means: dict[int, np.ndarray] = {}
         self.tokens_computed = 0
         self._decoder = msgspec.msgpack.Decoder(list[RowSetup])
 
@@ -105,7 +106,7 @@ class PagedToy:
         self.block_table[plan.block_row[:num_updates], plan.block_index[:num_updates]] = plan.block_id[:num_updates]
         rows = plan.row[:num_rows].tolist()
         assert len(set(rows)) == len(rows), "a row is twice in the plan"
-        ids_used = tokens_used = masks_used = 0
+        ids_used = tokens_used = masks_used = vectors_used = 0
         for at, row in enumerate(rows):
             count, start, flags = int(plan.num_new[at]), int(plan.start[at]), int(plan.flags[at])
             if flags & RowFlag.DEVICE_TOKEN:
@@ -120,6 +121,9 @@ class PagedToy:
                 mask = np.unpackbits(plan.masks[masks_used].view(np.uint8), bitorder="little").astype(bool)
                 masks_used += 1
             self._row(row, start, new, flags, at, tokens_used, result, mask)
+            if flags & (RowFlag.EMBED | RowFlag.MEAN):
+                assert not flags & RowFlag.SAMPLE, "a row that samples and gives a vector"
+                vectors_used += self._embed(row, start, new, flags, at, vectors_used, result)
             tokens_used += count
         assert (ids_used, tokens_used) == (num_ids, num_tokens), "the header miscounts tokens"
         assert masks_used == plan.header[PlanHeader.NUM_MASKS], "the header miscounts masks"
@@ -154,6 +158,19 @@ class PagedToy:
             if setup.logprobs >= 0:
                 self._logprobs(setup, len(context), token, at, result)
 
+    def _embed(self, row: int, start: int, new: np.ndarray, flags: int, at: int, place: int, result: ResultColumns) -> int:
+        """Write the row's toy vector if it is due; how many were."""
+        hidden = result.vectors.shape[1]
+        if flags & RowFlag.MEAN:
+            assert start == 0 or row in self.means, "a mean that goes on without a beginning"
+            self.means[row] = toy_vector(new, hidden) + (self.means[row] if start else 0)
+        if not flags & RowFlag.EMBED:
+            return 0
+        if self.poison is not None and self.poison(self.context(row, start + len(new)), self.setups[row]):
+            result.flags[at] = ResultFlag.NAN
+        result.vectors[place] = self.means.pop(row) if flags & RowFlag.MEAN else toy_vector(self.context(row, start + len(new)), hidden)
+        return 1
+
     def context(self, row: int, length: int) -> np.ndarray:
         """int32[length] tokens as the row's block table finds them."""
         positions = np.arange(length)
@@ -186,6 +203,13 @@ def next_allowed(token: int, mask: np.ndarray) -> int:
     """The first token from `token` on, round the vocabulary, that mask bool[...] allows."""
     allowed = np.flatnonzero(mask)
     return int(allowed[np.searchsorted(allowed, token) % len(allowed)])
+
+
+def toy_vector(tokens: np.ndarray, hidden: int) -> np.ndarray:
+    """What PagedToy gives for these tokens: a bag of them, and their number, which is in the first place."""
+    vector = np.bincount(tokens % hidden, minlength=hidden).astype(np.float32)
+    vector[0] += len(tokens)
+    return vector
 
 
 def logprob_of(position: int, token: int) -> float:

@@ -213,10 +213,13 @@ class Decoder:
             x = layer(x, attention)
         return x
 
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [n, hidden] as the head sees it, and as the vectors of texts are made of it."""
+        return self._ops.rms_norm(hidden, self._final_norm, self.spec.norm_eps)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """hidden [n, hidden] to logits [n, vocab_size] in the model's dtype on rank 0; None on the others."""
-        normed = self._ops.rms_norm(hidden, self._final_norm, self.spec.norm_eps)
-        logits = self._ranks.gather_columns(self._head.apply(normed))
+        logits = self._ranks.gather_columns(self._head.apply(self.final_norm(hidden)))
         if logits is not None and self.spec.logit_scale != 1.0:
             logits.mul_(self.spec.logit_scale)
         return logits

@@ -20,7 +20,7 @@ from scheduler_proc import row_setup
 from scheduler_proc.constraint import Answer, Order, Outcome
 from scheduler_proc.request import Frontend, Request
 from scheduler_proc.scheduler import Scheduler
-from tests.fakes import NextToken, PagedToy, hashed, next_allowed, small_model
+from tests.fakes import NextToken, PagedToy, hashed, next_allowed, small_model, toy_vector
 
 VOCAB = 64
 EOS = 2
@@ -102,6 +102,7 @@ class Heard:
     finished: list[Finished] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     logprobs: dict[int, tuple[float, list[int]]] = field(default_factory=dict)  # by output index: logprob, alternatives
+    vector: list[float] | None = None
 
     @property
     def reason(self) -> FinishReason | None:
@@ -116,7 +117,7 @@ class Simulation:
 
     def __init__(self, config: Config | None = None, num_blocks: int = 64, next_token: NextToken | None = None, **model: Any) -> None:
         self.config = config or make_config()
-        self.model = small_model(**{"vocab_size": VOCAB, "max_model_len": 64, "eos_token_ids": [EOS], **model})
+        self.model = small_model(**{"vocab_size": VOCAB, "max_model_len": 64, "eos_token_ids": [EOS], "hidden_size": 8, **model})
         self.next_token = next_token or hashed(self.model.vocab_size)
         self.dimensions = Dimensions.of(self.config, self.model)
         self.scheduler = Scheduler(self.config, self.model, num_blocks, b"s" * 16)
@@ -223,6 +224,9 @@ class Simulation:
         self._hear_logprobs(frontend, message, handles, index)
         for prompt in message.prompt_logprobs:
             self.heard[frontend, prompt.handle].prompt_logprobs.append(prompt)
+        for embedding in message.embeddings:
+            assert self.heard[frontend, embedding.handle].vector is None, "two vectors of one request"
+            self.heard[frontend, embedding.handle].vector = np.frombuffer(embedding.vector, np.float32).tolist()
         for finished in message.finished:
             heard = self.heard[frontend, finished.handle]
             heard.finished.append(finished)
@@ -265,6 +269,8 @@ class Simulation:
     def reference(self, heard: Heard) -> tuple[list[int], FinishReason]:
         """What the request gives if it is alone, without a cache and never interrupted."""
         submit = heard.submit
+        if submit.embed:
+            return [], FinishReason.STOP
         eos = list(self.model.eos_token_ids)
         frontend = Frontend(FRONTEND, 0)
         prompt = np.frombuffer(submit.prompt, np.int32).tolist()
@@ -296,3 +302,9 @@ class Simulation:
                 assert heard.tokens == tokens[: len(heard.tokens)]
             else:
                 assert (heard.tokens, heard.reason) == (tokens, reason), heard.submit
+                assert heard.vector == self.vector(heard)
+
+    def vector(self, heard: Heard) -> list[float] | None:
+        """What an embedding request that ended well was given; None for others."""
+        prompt = np.frombuffer(heard.submit.prompt, np.int32)
+        return toy_vector(prompt, self.dimensions.hidden).tolist() if heard.submit.embed else None

@@ -48,6 +48,7 @@ options = st.fixed_dictionaries(
         ),
     }
 )
+embeddings = st.fixed_dictionaries({"embed": st.just(True), "priority": st.integers(-1, 1), "cache_salt": st.sampled_from(["", "salt"])})
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -63,6 +64,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         poisoned=st.booleans(),
         grammar_rows=st.integers(1, 6),
         late_masks=st.booleans(),
+        pooling=st.sampled_from(["last", "mean"]),
     )
     def build(
         self,
@@ -75,16 +77,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         poisoned: bool,
         grammar_rows: int,
         late_masks: bool,
+        pooling: str,
     ) -> None:
         config = make_config(rows=rows, tokens=tokens, block_size=block_size, overlap=overlap, policy=policy, grammar_rows=grammar_rows)
-        self.sim = Simulation(config, num_blocks=max(num_blocks, 56 // block_size), vocab_size=VOCAB)
+        self.sim = Simulation(config, num_blocks=max(num_blocks, 56 // block_size), vocab_size=VOCAB, pooling=pooling)
         self.sim.desk.rng = random.Random(num_blocks) if late_masks else None
         self.poisoned = poisoned
         if poisoned:
             self.sim.poison = lambda tokens, setup: setup.seed == POISON_SEED and len(tokens) % 11 == 3
         self.sources: list[int] = []
 
-    @rule(prompt=prompts, options=options, frontend=st.sampled_from(FRONTENDS), copies=st.integers(1, 3))
+    @rule(prompt=prompts, options=st.one_of(options, options, embeddings), frontend=st.sampled_from(FRONTENDS), copies=st.integers(1, 3))
     def add(self, prompt: list[int], options: dict[str, Any], frontend: str, copies: int) -> None:
         self.sim.gone.discard(frontend)
         for _ in range(copies):
@@ -160,6 +163,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check(self, heard: Heard) -> None:
         tokens, reason = self.sim.reference(heard)
         finished = heard.finished[0]
+        assert heard.vector == (self.sim.vector(heard) if finished.reason is FinishReason.STOP else None)
         if finished.reason is FinishReason.ERROR:
             assert (self.poisoned and finished.error == NOT_FINITE) or "3 times" in finished.error
         if finished.reason in (FinishReason.STOP, FinishReason.LENGTH):

@@ -1,0 +1,42 @@
+"""Vectors of whole prompts: the last token's hidden state, or the mean over all tokens'.
+
+The mean is kept as a sum from chunk to chunk; a row that begins at token 0 begins a new one, as after a preemption.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from gpu_workers.batch import I64, StepInputs
+from gpu_workers.models.decoder import Decoder
+from ipc.arena import F32, RowFlag
+from ipc.errors import ProtocolError
+
+
+class Pooler:
+    """One rank's sums, float32[hidden] by row, of the rows that compute a mean."""
+
+    def __init__(self, model: Decoder) -> None:
+        self._model = model
+        self._sums: dict[int, torch.Tensor] = {}
+
+    def pool(self, step: StepInputs, hidden: torch.Tensor) -> tuple[I64, F32]:
+        """The entries of step.rows that get a vector now, and the vectors [k, hidden]. Raises ProtocolError for a mean without a start."""
+        for at in np.flatnonzero(step.flags & RowFlag.MEAN).tolist():
+            self._add(int(step.rows[at]), bool(step.start[at] == 0), hidden[int(step.query_starts[at]) : int(step.query_starts[at + 1])])
+        ends = np.flatnonzero(step.flags & RowFlag.EMBED)
+        last = torch.from_numpy(step.query_starts[ends + 1] - 1).to(hidden.device)
+        vectors: F32 = self._model.final_norm(hidden[last]).float().cpu().numpy()
+        for place, at in enumerate(ends.tolist()):
+            if step.flags[at] & RowFlag.MEAN:
+                vectors[place] = (self._sums.pop(int(step.rows[at])) / int(step.seq_lens[at])).cpu().numpy()
+        return ends, vectors
+
+    def _add(self, row: int, first: bool, hidden: torch.Tensor) -> None:
+        total = self._model.final_norm(hidden).float().sum(0)
+        if not first:
+            if row not in self._sums:
+                raise ProtocolError(f"row {row} goes on with a mean that it never began")
+            total += self._sums[row]
+        self._sums[row] = total
