@@ -20,7 +20,20 @@ from frontend.connection import SERVER, HttpServer
 from frontend.engine_client import EngineClient
 from frontend.file_store import FileStore
 from frontend.fill_in_the_middle import FillInTheMiddle
-from frontend.handlers import batches, chat, completions, files, messages, models, ollama, operation, responses, tokenize
+from frontend.handlers import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    messages,
+    models,
+    ollama,
+    ollama_embeddings,
+    operation,
+    responses,
+    tokenize,
+)
 from frontend.http_errors import Dialect, HttpError
 from frontend.metrics import COUNTERS, Metrics
 from frontend.response_store import Store
@@ -36,11 +49,14 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/responses": {"POST": responses.create},
     "/v1/messages": {"POST": messages.create},
     "/v1/messages/count_tokens": {"POST": messages.count_tokens},
+    "/v1/embeddings": {"POST": embeddings.create},
     "/v1/files": {"GET": files.list_files, "POST": files.create},
     "/v1/batches": {"GET": batches.list_batches, "POST": batches.create},
     "/v1/models": {"GET": models.list_models},
     "/api/chat": {"POST": ollama.chat},
     "/api/generate": {"POST": ollama.generate},
+    "/api/embed": {"POST": ollama_embeddings.embed},
+    "/api/embeddings": {"POST": ollama_embeddings.embed_one},
     "/api/tags": {"GET": ollama.tags},
     "/api/ps": {"GET": ollama.running},
     "/api/show": {"POST": ollama.show},
@@ -64,7 +80,13 @@ NAMED_ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel},
 }
 _NAMED = [(re.compile(re.sub(r"\{\w+\}", "[^/]+", path.replace("{model}", ".+"))), methods) for path, methods in NAMED_ROUTES.items()]
-GENERATING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate"})
+# Paths that ask for the engine's time.
+GENERATING = frozenset(
+    (
+        "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
+        "/api/chat", "/api/generate", "/api/embed", "/api/embeddings",
+    )
+)  # fmt: skip
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
@@ -168,6 +190,10 @@ class App:
         limit = 4 * self.server_config.max_prompts_per_request
         if count > limit:
             raise InvalidRequestError(f"prompts times n may be at most {limit}, got {count}", "n")
+        self.check_room(count)
+
+    def check_room(self, count: int) -> None:
+        """Raise unless the engine can take `count` more requests now."""
         try:
             self.admission.check(count, self.client.ended)
         except QuireError:

@@ -21,6 +21,7 @@ from frontend.preparation import Preparer
 from frontend.request_metrics import observe
 from frontend.stream import REASONS, CollectStream, DeltaStream, Gather, LogprobRow, Stream, Work
 from frontend.tokenizer import Tokenizer
+from frontend.vectors import VectorStream
 from ipc.arena import Arena, Stat
 from ipc.channels import Channel
 from ipc.config import ChildSpec
@@ -228,6 +229,7 @@ class EngineClient:
                 emitted=np.array(stream.ids, dtype=np.int32).tobytes(),
                 grammar=work.grammar,
                 thinking=work.thinking,
+                embed=work.embed,
             )
         )
 
@@ -255,6 +257,10 @@ class EngineClient:
         rows = _rows(message.logprobs) if message.logprobs is not None else None
         for each in message.prompt_logprobs:
             self._on_prompt_logprobs(each)
+        for each_vector in message.embeddings:
+            stream = self.streams.get(each_vector.handle)
+            if isinstance(stream, VectorStream):
+                stream.vector = each_vector.vector
         get, now, gaps, place = self.streams.get, time.monotonic_ns(), [], -1
         for handle, index, token in zip(handles, indexes, tokens):
             place += 1

@@ -15,8 +15,9 @@ from frontend.schemas import answers
 from frontend.schemas.batches import MAX_EXPIRY, MIN_EXPIRY, BatchRequest
 from frontend.schemas.chat import ChatRequest
 from frontend.schemas.completions import CompletionRequest
+from frontend.schemas.embeddings import EmbeddingRequest
 from frontend.schemas.messages import MessagesRequest
-from frontend.schemas.ollama import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
+from frontend.schemas.ollama import OllamaChatRequest, OllamaEmbedOneRequest, OllamaEmbedRequest, OllamaGenerateRequest, ShowRequest
 from frontend.schemas.responses import ResponsesRequest
 from frontend.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 
@@ -79,6 +80,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/responses/{response_id}/input_items"): Operation("What a response answers", answers.ItemList, query=_page(100, **_ORDER)),
     ("POST", "/v1/messages"): Operation("Anthropic's messages", answers.Message, MessagesRequest, SSE),
     ("POST", "/v1/messages/count_tokens"): Operation("Count a prompt's tokens", answers.TokenCount, MessagesRequest),
+    ("POST", "/v1/embeddings"): Operation("Vectors of texts", answers.Embeddings, EmbeddingRequest),
     ("GET", "/v1/files"): Operation("List files", answers.FileList, query=_page(10_000, purpose={"enum": [*PURPOSES, OUTPUT]}, **_ORDER)),
     ("POST", "/v1/files"): Operation("Upload a file", answers.File, form=_UPLOAD),
     ("GET", "/v1/files/{file_id}"): Operation("A file", answers.File),
@@ -92,6 +94,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/models/{model}"): Operation("A model", answers.Model, anthropic=answers.AnthropicModel),
     ("POST", "/api/chat"): Operation("Ollama's chat", answers.OllamaChat, OllamaChatRequest, NDJSON),
     ("POST", "/api/generate"): Operation("Ollama's generate", answers.OllamaGenerate, OllamaGenerateRequest, NDJSON),
+    ("POST", "/api/embed"): Operation("Ollama's vectors of texts", answers.OllamaEmbed, OllamaEmbedRequest),
+    ("POST", "/api/embeddings"): Operation("The vector of one text", answers.OllamaEmbedOne, OllamaEmbedOneRequest),
     ("GET", "/api/tags"): Operation("The served model, as Ollama lists it", answers.OllamaModels),
     ("GET", "/api/ps"): Operation("Loaded models, as Ollama lists them", answers.OllamaModels),
     ("POST", "/api/show"): Operation("The model's template and size", answers.OllamaModel, ShowRequest),

@@ -40,6 +40,24 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class EmbeddingOutput:
+    """The vector of one prompt."""
+
+    embedding: list[float]
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """One prompt and its vector, in `outputs` as in vLLM. num_cached_tokens: as RequestOutput's."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    finished: bool
+    num_cached_tokens: int | None = None
+
+
+@dataclass(slots=True)
 class RequestMetrics:
     """CLOCK_MONOTONIC seconds; 0 where it has not happened. queued: from arrival to the first step, in seconds."""
 

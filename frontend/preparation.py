@@ -72,9 +72,7 @@ class Preparer:
         """
         arrival_ns = arrival_ns or time.monotonic_ns()
         model = self._spec.model
-        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
-            raise InvalidRequestError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds", "timeout")
-        deadline_ns = arrival_ns + int(timeout * 1e9) if timeout is not None else 0
+        deadline_ns = _deadline(arrival_ns, timeout)
         params.validate(model.vocab_size, self._spec.config.model.max_logprobs)
         if isinstance(prompt, str):
             text, ids = prompt, await self._tokenizer.encode_soon(prompt, add_special_tokens)
@@ -85,7 +83,13 @@ class Preparer:
             output = (params.max_tokens or 1) if truncation.limit < 0 else 1
             whole, ids = ids, truncation.of(ids, max(1, model.max_model_len - output))
             text = text if len(ids) == len(whole) else None
-        self._check_prompt(ids)
+        self._check_prompt(ids, "prompt")
+        if len(ids) >= model.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(ids)} tokens; with at least one token of output, this model takes at most {model.max_model_len - 1}",
+                "prompt",
+                "context_length_exceeded",
+            )
         room = model.max_model_len - len(ids)
         grammar = self._grammar(params)
         params = msgspec.structs.replace(
@@ -96,8 +100,6 @@ class Preparer:
         )
         bad_words = self._bad_words(params.bad_words)
         thinking = self._thinking(params, ids, opened)
-        if BEHIND_CLIENTS.get():
-            priority = BEHIND_PRIORITY + max(-BEHIND_PRIORITY // 2, min(priority, BEHIND_PRIORITY // 2))
         request_id = request_id or f"req-{secrets.token_hex(12)}"
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         return [
@@ -109,7 +111,7 @@ class Preparer:
                 params=params,
                 seed=_seed_of(seed, index),
                 arrival_ns=arrival_ns,
-                priority=priority,
+                priority=_place(priority),
                 cache_salt=cache_salt,
                 bad_words=bad_words,
                 deadline_ns=deadline_ns,
@@ -120,19 +122,51 @@ class Preparer:
             for index in range(params.n)
         ]
 
-    def _check_prompt(self, ids: list[int]) -> None:
+    async def prepare_embedding(
+        self,
+        prompt: str | list[int],
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        add_special_tokens: bool = True,
+        arrival_ns: int = 0,
+        timeout: float | None = None,
+        truncation: Truncation | None = None,
+    ) -> Work:
+        """As `prepare`, for a prompt whose vector is wanted; it may fill the model's whole context. Errors call it 'input'."""
+        arrival_ns = arrival_ns or time.monotonic_ns()
+        deadline_ns, most = _deadline(arrival_ns, timeout), self._spec.model.max_model_len
+        ids = await self._tokenizer.encode_soon(prompt, add_special_tokens) if isinstance(prompt, str) else prompt
+        if truncation is not None:
+            ids = truncation.of(ids, most)
+        self._check_prompt(ids, "input")
+        if len(ids) > most:
+            raise InvalidRequestError(
+                f"the input has {len(ids)} tokens, this model takes at most {most}", "input", "context_length_exceeded"
+            )
+        return Work(
+            request_id=request_id or f"embd-{secrets.token_hex(12)}",
+            index=0,
+            prompt=None,
+            prompt_ids=ids,
+            params=SamplingParams(max_tokens=1),
+            seed=0,
+            arrival_ns=arrival_ns,
+            priority=_place(priority),
+            cache_salt=cache_salt,
+            deadline_ns=deadline_ns,
+            embed=True,
+        )
+
+    def _check_prompt(self, ids: list[int], name: str) -> None:
+        """name: what the caller calls it."""
         model = self._spec.model
         if not ids:
-            raise InvalidRequestError("the prompt is empty: it has no tokens", "prompt")
+            raise InvalidRequestError(f"the {name} is empty: it has no tokens", name)
         for token in (min(ids), max(ids)):
             if not 0 <= token < model.vocab_size:
-                raise InvalidRequestError(f"the prompt has token id {token}; this model's go from 0 to {model.vocab_size - 1}", "prompt")
-        if len(ids) >= model.max_model_len:
-            raise InvalidRequestError(
-                f"the prompt has {len(ids)} tokens; with at least one token of output, this model takes at most {model.max_model_len - 1}",
-                "prompt",
-                "context_length_exceeded",
-            )
+                raise InvalidRequestError(f"the {name} has token id {token}; this model's go from 0 to {model.vocab_size - 1}", name)
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
         """What the output must follow. Raises InvalidRequestError if it is larger than the scheduler would take."""
@@ -179,6 +213,22 @@ class Preparer:
         if sum(map(len, found)) > MAX_BAD_WORD_TOKENS:
             raise InvalidRequestError(f"bad_words may have at most {MAX_BAD_WORD_TOKENS} tokens in all", "bad_words")
         return found
+
+
+def _deadline(arrival_ns: int, timeout: float | None) -> int:
+    """When a request fails if it has not ended; 0 is never. Raises InvalidRequestError."""
+    if timeout is None:
+        return 0
+    if not 0 < timeout <= MAX_TIMEOUT:
+        raise InvalidRequestError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds", "timeout")
+    return arrival_ns + int(timeout * 1e9)
+
+
+def _place(priority: int) -> int:
+    """The priority that the scheduler is told."""
+    if BEHIND_CLIENTS.get():
+        return BEHIND_PRIORITY + max(-BEHIND_PRIORITY // 2, min(priority, BEHIND_PRIORITY // 2))
+    return priority
 
 
 def _seed_of(seed: int, index: int) -> int:

@@ -5,32 +5,38 @@ The mean is kept as a sum from chunk to chunk; a row that begins at token 0 begi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
-from gpu_workers.batch import I64, StepInputs
+from gpu_workers.batch import I64, StepRows
 from gpu_workers.models.decoder import Decoder
-from ipc.arena import F32, RowFlag
+from ipc.arena import RowFlag
 from ipc.errors import ProtocolError
+
+POOLS = RowFlag.EMBED | RowFlag.MEAN
 
 
 class Pooler:
-    """One rank's sums, float32[hidden] by row, of the rows that compute a mean."""
+    """One rank's sums, float32[hidden] by row, of the rows that compute a mean. index: brings places to where the hidden states are."""
 
-    def __init__(self, model: Decoder) -> None:
-        self._model = model
+    def __init__(self, model: Decoder, index: Callable[[I64], torch.Tensor]) -> None:
+        self._model, self._index = model, index
         self._sums: dict[int, torch.Tensor] = {}
 
-    def pool(self, step: StepInputs, hidden: torch.Tensor) -> tuple[I64, F32]:
-        """The entries of step.rows that get a vector now, and the vectors [k, hidden]. Raises ProtocolError for a mean without a start."""
+    def pool(self, step: StepRows, hidden: torch.Tensor) -> tuple[I64, torch.Tensor]:
+        """The entries of step.rows that get a vector now, and the vectors float32[k, hidden].
+
+        Raises ProtocolError for a mean without a beginning.
+        """
         for at in np.flatnonzero(step.flags & RowFlag.MEAN).tolist():
             self._add(int(step.rows[at]), bool(step.start[at] == 0), hidden[int(step.query_starts[at]) : int(step.query_starts[at + 1])])
-        ends = np.flatnonzero(step.flags & RowFlag.EMBED)
-        last = torch.from_numpy(step.query_starts[ends + 1] - 1).to(hidden.device)
-        vectors: F32 = self._model.final_norm(hidden[last]).float().cpu().numpy()
+        ends: I64 = np.flatnonzero(step.flags & RowFlag.EMBED)
+        vectors = self._model.final_norm(hidden[self._index(step.query_starts[ends + 1] - 1)]).float()
         for place, at in enumerate(ends.tolist()):
             if step.flags[at] & RowFlag.MEAN:
-                vectors[place] = (self._sums.pop(int(step.rows[at])) / int(step.seq_lens[at])).cpu().numpy()
+                vectors[place] = self._sums.pop(int(step.rows[at])) / int(step.seq_lens[at])
         return ends, vectors
 
     def _add(self, row: int, first: bool, hidden: torch.Tensor) -> None:

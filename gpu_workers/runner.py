@@ -17,7 +17,7 @@ from gpu_workers.collectives import Collectives
 from gpu_workers.device import Device
 from gpu_workers.kv_cache import KVCache
 from gpu_workers.models.decoder import Decoder
-from gpu_workers.pooling import Pooler
+from gpu_workers.pooling import POOLS, Pooler
 from gpu_workers.sampler import LogprobColumns, Sampled, Sampler
 from ipc.arena import Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultFlag, ResultHeader, RowFlag, RowSetup
 
@@ -47,7 +47,7 @@ class ModelRunner:
         self.attention = device.attention(spec, self.cache)
         self.batch = Batch(dimensions, block_size, spec.vocab_size)
         self._sampler = Sampler(dimensions.rows, spec.vocab_size, dimensions.logprobs, device.torch_device)
-        self._pooler = Pooler(model)
+        self._pooler = Pooler(model, torch.from_numpy)
         self._setups = msgspec.msgpack.Decoder(list[RowSetup])
         self._num_prompt = np.zeros(dimensions.rows, np.int64)
 
@@ -74,7 +74,7 @@ class ModelRunner:
         self._sample(step, begun.logits, result)
         if (step.flags & RowFlag.PROMPT_LOGPROBS).any():
             self._prompt_logprobs(step, begun.hidden, result)
-        if self._ranks.rank == 0 and (step.flags & (RowFlag.EMBED | RowFlag.MEAN)).any():
+        if self._ranks.rank == 0 and (step.flags & POOLS).any():
             self._embed(step, begun.hidden, result)
         result.header[ResultHeader.NUM_ROWS] = len(step.rows)
         done()
@@ -128,8 +128,8 @@ class ModelRunner:
 
     def _embed(self, step: StepInputs, hidden: torch.Tensor, result: ResultColumns) -> None:
         at, vectors = self._pooler.pool(step, hidden)
-        result.vectors[: len(at)] = vectors
-        bad = at[~np.isfinite(vectors).all(1)]
+        result.vectors[: len(at)] = vectors.numpy()
+        bad = at[~vectors.isfinite().all(1).numpy()]
         if len(bad):
             result.flags[bad] = ResultFlag.NAN
             self._scrub(step, bad)

@@ -28,6 +28,8 @@ __all__ = [
     "BeamSearchParams",
     "CompletionOutput",
     "ConfigError",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineDeadError",
     "InvalidRequestError",
     "QueueFullError",
@@ -48,7 +50,7 @@ _HOMES = {
     **dict.fromkeys(("RepetitionDetectionParams", "RequestOutputKind", "SamplingParams"), "ipc.sampling_params"),
     "StructuredOutputsParams": "ipc.grammar",
     "RequestOutput": "frontend.outputs",
-    "CompletionOutput": "frontend.outputs",
+    **dict.fromkeys(("CompletionOutput", "EmbeddingOutput", "EmbeddingRequestOutput"), "frontend.outputs"),
     **dict.fromkeys(
         ("ConfigError", "EngineDeadError", "InvalidRequestError", "QueueFullError", "QuireError", "RequestFailedError"), "ipc.errors"
     ),

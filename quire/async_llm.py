@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from frontend import vectors
 from frontend.engine_client import EngineClient
-from frontend.outputs import CompletionOutput, RequestOutput
+from frontend.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 from frontend.tokenizer import Tokenizer
 from ipc.arena import EngineStats
 from ipc.config import Config, ModelInfo
@@ -124,6 +125,28 @@ class AsyncLLM:
         """The most likely continuations of one prompt. Cancelling the caller aborts it."""
         search = beam_search.run(self._engine.client, [one(prompt)], params, params.beam_width)
         return (await asyncio.wrap_future(self._engine.submit(search)))[0]
+
+    async def embed(
+        self,
+        prompt: str | list[int] | Mapping[str, Any],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate_prompt_tokens: int | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> EmbeddingRequestOutput:
+        """One prompt's vector, as `LLM.embed` gives it. Cancelling the caller aborts it."""
+        work = vectors.embed(
+            self._engine.client,
+            one(prompt),
+            dimensions=dimensions,
+            normalize=normalize,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        return await asyncio.wrap_future(self._engine.submit(work))
 
     async def abort(self, request_id: str) -> None:
         """Stop a request; its iterator ends with finish reason 'abort'. An unknown id is ignored."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from frontend.outputs import RequestOutput
+from frontend import vectors
+from frontend.outputs import EmbeddingRequestOutput, RequestOutput
 from frontend.tokenizer import Tokenizer
 from ipc.arena import EngineStats
 from ipc.config import Config
@@ -17,6 +18,8 @@ from quire import beam_search, offline
 from quire.beam_search import BeamSearchOutput, BeamSearchParams
 from quire.engine import EmbeddedEngine
 from quire.prompts import Message, Prompt, Prompts, as_list, conversations, default_params, params_for
+
+Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput)
 
 
 class LLM:
@@ -94,6 +97,37 @@ class LLM:
             output.prompt = text
         return outputs
 
+    def embed(
+        self,
+        prompts: Prompts,
+        use_tqdm: bool = True,
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate_prompt_tokens: int | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> list[EmbeddingRequestOutput]:
+        """The vector of one prompt or many, in `outputs.embedding`; a prompt may fill the model's whole context.
+
+        dimensions: keep so many of its numbers. normalize: to length 1. truncate_prompt_tokens: keep so many of the prompt's last tokens,
+        -1 for the context's length. Raises as `generate` does.
+        """
+        items, client = as_list(prompts), self._engine.client
+
+        def work(index: int) -> Awaitable[EmbeddingRequestOutput]:
+            return vectors.embed(
+                client,
+                items[index],
+                dimensions=dimensions,
+                normalize=normalize,
+                truncate_prompt_tokens=truncate_prompt_tokens,
+                priority=priority,
+                cache_salt=cache_salt,
+            )
+
+        return self._gather(work, [1] * len(items), use_tqdm, lambda output: 0)
+
     def beam_search(self, prompts: Prompts, params: BeamSearchParams) -> list[BeamSearchOutput]:
         """The most likely continuations of each prompt. Otherwise as `generate`."""
         limit = offline.in_flight_limit(self._engine.config.scheduler)
@@ -121,24 +155,36 @@ class LLM:
         self.close()
 
     def _run(self, items: list[Prompt], params: list[SamplingParams], use_tqdm: bool, priority: int, salt: str) -> list[RequestOutput]:
-        results: offline.Results = queue.SimpleQueue()
+        client = self._engine.client
+        return self._gather(
+            lambda index: client.complete(items[index], params[index], priority=priority, cache_salt=salt),
+            [each.n for each in params],
+            use_tqdm,
+            lambda output: sum(len(each.token_ids) for each in output.outputs),
+        )
+
+    def _gather(
+        self, work: Callable[[int], Awaitable[Output]], weights: list[int], use_tqdm: bool, num_output: Callable[[Output], int]
+    ) -> list[Output]:
+        """What work(index) gives on the engine's loop, for each of weights (offline.run), in order."""
+        results: offline.Results[Output] = queue.SimpleQueue()
         limit = offline.in_flight_limit(self._engine.config.scheduler)
-        work = self._engine.submit(offline.run(self._engine.client, items, params, limit, results, priority=priority, salt=salt))
+        running = self._engine.submit(offline.run(work, weights, limit, results))
         # The loop may end without a word to the queue when the engine is closed in another thread.
-        work.add_done_callback(lambda _: results.put(None))
-        outputs: list[RequestOutput | None] = [None] * len(items)
+        running.add_done_callback(lambda _: results.put(None))
+        outputs: list[Output | None] = [None] * len(weights)
         try:
-            with _Progress(len(items), use_tqdm) as progress:
+            with _Progress(len(weights), use_tqdm) as progress:
                 while (result := results.get()) is not None:
                     if isinstance(result, BaseException):
                         raise result
                     index, output = result
                     outputs[index] = output
-                    progress.add(output)
+                    progress.add(len(output.prompt_token_ids), num_output(output))
         finally:
-            work.cancel()
+            running.cancel()
         finished = [output for output in outputs if output is not None]
-        if len(finished) < len(items):
+        if len(finished) < len(weights):
             self._engine.check()
         return finished
 
@@ -161,11 +207,11 @@ class _Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def add(self, output: RequestOutput) -> None:
+    def add(self, num_prompt: int, num_output: int) -> None:
         if self._bar is None:
             return
-        self._prompt_tokens += len(output.prompt_token_ids)
-        self._output_tokens += sum(len(each.token_ids) for each in output.outputs)
+        self._prompt_tokens += num_prompt
+        self._output_tokens += num_output
         seconds = max(1e-6, self._bar.format_dict["elapsed"])
         rates = f"input {self._prompt_tokens / seconds:.1f} tok/s, output {self._output_tokens / seconds:.1f} tok/s"
         self._bar.set_postfix_str(rates, refresh=False)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from frontend.engine_client import EngineClient
-from frontend.outputs import RequestOutput
 from ipc.config import SchedulerConfig
 from ipc.errors import QueueFullError
-from ipc.sampling_params import SamplingParams
-from quire.prompts import Prompt
+
+Output = TypeVar("Output")
 
 # Place in the list, and what came of it. None: all are done, or the batch was cancelled.
-Results = queue.SimpleQueue[tuple[int, RequestOutput] | BaseException | None]
+Results = queue.SimpleQueue[tuple[int, Output] | BaseException | None]
 
 
 def in_flight_limit(config: SchedulerConfig) -> int:
@@ -22,32 +21,26 @@ def in_flight_limit(config: SchedulerConfig) -> int:
     return max(1, min(config.max_queued_requests, 2 * config.max_num_seqs))
 
 
-async def run(
-    client: EngineClient,
-    prompts: Sequence[Prompt],
-    params: Sequence[SamplingParams],
-    limit: int,
-    results: Results,
-    *,
-    priority: int,
-    salt: str,
-) -> None:
-    """Complete every prompt; the first error cancels the rest and is the last thing put into `results`."""
+async def run(work: Callable[[int], Awaitable[Output]], weights: Sequence[int], limit: int, results: Results[Output]) -> None:
+    """work(index) for each of `weights`, the requests it makes, with up to `limit` requests in flight.
+
+    The first error cancels the rest and is the last thing put into `results`.
+    """
     free = limit
     freed = asyncio.Event()
 
     async def one(index: int, weight: int) -> None:
         nonlocal free
         try:
-            results.put((index, await _patiently(client, prompts[index], params[index], priority, salt)))
+            results.put((index, await _patiently(work, index)))
         finally:
             free += weight
             freed.set()
 
     try:
         async with asyncio.TaskGroup() as group:
-            for index, each in enumerate(params):
-                weight = min(each.n, limit)
+            for index, wanted in enumerate(weights):
+                weight = min(wanted, limit)
                 while free < weight:
                     freed.clear()
                     await freed.wait()
@@ -62,10 +55,10 @@ async def run(
         results.put(None)
 
 
-async def _patiently(client: EngineClient, prompt: Prompt, params: SamplingParams, priority: int, salt: str) -> RequestOutput:
+async def _patiently(work: Callable[[int], Awaitable[Output]], index: int) -> Output:
     """A full queue is no error for a caller who waits for everything anyway."""
     while True:
         try:
-            return await client.complete(prompt, params, priority=priority, cache_salt=salt)
+            return await work(index)
         except QueueFullError as error:
             await asyncio.sleep(min(max(error.retry_after, 0.05), 5.0))

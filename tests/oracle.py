@@ -62,6 +62,16 @@ def load(path: str) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
 
 
+def vector(path: str, prompt: Sequence[int], pooling: str = "last") -> Any:
+    """float32[hidden]: the last hidden state of the prompt's last token, or the mean over all tokens', as sentence-transformers would
+    have it before it normalises."""
+    import torch
+
+    with torch.inference_mode():
+        states = load(path).model(torch.tensor([list(prompt)])).last_hidden_state[0].float()
+    return (states[-1] if pooling == "last" else states.mean(0)).numpy()
+
+
 def greedy(path: str, prompt: Sequence[int], max_tokens: int, ignore_eos: bool = True) -> list[int]:
     """Output tokens of greedy decoding, the end-of-sequence token included where it ends them."""
     import torch

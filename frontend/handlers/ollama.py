@@ -41,7 +41,7 @@ async def chat(app: App, request: web.BaseRequest) -> web.StreamResponse:
     # curl sends -d as a form unless told otherwise, and Ollama's own examples do not tell it.
     body = await read_json(request, _CHAT, app.server_config.max_body_bytes, any_type=True)
     script = OllamaScript(app.spec.model.name, chat=True)
-    _check_model(app, body.model)
+    check_model(app, body.model)
     if not body.messages:
         return _nothing(script)
     chat_request = translate.from_chat(body)
@@ -54,7 +54,7 @@ async def generate(app: App, request: web.BaseRequest) -> web.StreamResponse:
     arrival_ns = time.monotonic_ns()
     body = await read_json(request, _GENERATE, app.server_config.max_body_bytes, any_type=True)
     script = OllamaScript(app.spec.model.name, chat=False)
-    _check_model(app, body.model)
+    check_model(app, body.model)
     chat_request = translate.from_generate(body)
     if not body.prompt:
         return _nothing(script)
@@ -93,7 +93,7 @@ def _identity() -> str:
     return f"ollama-{secrets.token_hex(12)}"
 
 
-def _check_model(app: App, name: str) -> None:
+def check_model(app: App, name: str) -> None:
     """Raises HttpError 404; names may carry Ollama's default tag."""
     served = app.spec.model.name
     app.check_model(served if name == f"{served}:latest" else name, required=True)
@@ -212,7 +212,7 @@ async def running(app: App, _request: web.BaseRequest) -> web.Response:
 async def show(app: App, request: web.BaseRequest) -> web.Response:
     """Raises HttpError 404 for another model."""
     body = await read_json(request, _SHOW, app.server_config.max_body_bytes, any_type=True)
-    _check_model(app, body.model or body.name or "")
+    check_model(app, body.model or body.name or "")
     model, files = app.spec.model, await _files(app.spec.model.path)
     family = _family(app)
     source = app.client.tokenizer.template_source
@@ -226,9 +226,15 @@ async def show(app: App, request: web.BaseRequest) -> web.Response:
                 "general.architecture": family,
                 "general.parameter_count": files.parameters,
                 f"{family}.context_length": model.max_model_len,
+                f"{family}.embedding_length": model.hidden_size,
                 f"{family}.vocab_size": model.vocab_size,
             },
-            "capabilities": ["completion", *(["tools"] if "tools" in source else []), *(["insert"] if app.middle.known else [])],
+            "capabilities": [
+                "completion",
+                "embedding",
+                *(["tools"] if "tools" in source else []),
+                *(["insert"] if app.middle.known else []),
+            ],
             "modified_at": _time(files.modified),
         }
     )

@@ -101,6 +101,38 @@ class ChatCompletion(_Answer):
     usage: Usage
 
 
+class EmbeddingUsage(_Answer):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(_Answer):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Embeddings(_Answer):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+
+
+class OllamaEmbed(_Answer):
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class OllamaEmbedOne(_Answer):
+    embedding: list[float]
+
+
 class Response(_Answer):
     id: str
     object: Literal["response"]

@@ -6,6 +6,7 @@ from typing import Any
 
 from frontend.schemas.generation import GenerationRequest
 from frontend.schemas.numbers import Int, integer
+from frontend.schemas.prompts import prompts_of
 from ipc.errors import InvalidRequestError
 
 
@@ -33,21 +34,4 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     def prompts(self, limit: int) -> list[str | list[int]]:
         """One entry per prompt. Raises InvalidRequestError for mixed, empty or too many prompts."""
-        given = self.prompt
-        if isinstance(given, str):
-            return [given]
-        if not given:
-            raise InvalidRequestError("prompt must not be empty", "prompt")
-        if _all(given, int):
-            return [given]
-        if len(given) > limit:
-            raise InvalidRequestError(f"a request may have at most {limit} prompts, got {len(given)}", "prompt")
-        if _all(given, str) or all(isinstance(each, list) and _all(each, int) for each in given):
-            return given
-        raise InvalidRequestError(
-            "prompt must be a string, a list of strings, a list of token ids, or a list of lists of token ids", "prompt"
-        )
-
-
-def _all(values: list[Any], kind: type) -> bool:
-    return all(type(value) is kind for value in values)
+        return prompts_of("prompt", self.prompt, limit)

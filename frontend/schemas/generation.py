@@ -8,7 +8,7 @@ this version does not have are refused: `REFUSED`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -181,14 +181,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
 
     def truncation(self) -> Truncation | None:
         """How to shorten the prompt. Raises InvalidRequestError."""
-        limit = integer("truncate_prompt_tokens", self.truncate_prompt_tokens)
-        if self.truncation_side not in (None, "left", "right"):
-            raise InvalidRequestError("truncation_side must be left or right", "truncation_side")
-        if limit is None:
-            return None
-        if limit < -1 or limit == 0:
-            raise InvalidRequestError(f"truncate_prompt_tokens must be at least 1, or -1, got {limit}", "truncate_prompt_tokens")
-        return Truncation(limit, keeps_end=self.truncation_side != "right")
+        return truncation_of(self)
 
     def check(self, policy: str) -> None:
         """Raise InvalidRequestError for what this version cannot honour and for fields that contradict one another."""
@@ -200,12 +193,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
             raise InvalidRequestError("stream_options needs stream to be true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequestError("prompt_logprobs cannot be streamed", "prompt_logprobs")
-        if self.priority and policy != "priority":
-            raise InvalidRequestError("priority needs a server that runs with --scheduling-policy priority", "priority")
-        if self.cache_salt is not None and not 0 < len(self.cache_salt) <= MAX_SALT:
-            raise InvalidRequestError(f"cache_salt must have 1 to {MAX_SALT} characters", "cache_salt")
-        if self.request_id is not None and not 0 < len(self.request_id) <= 128:
-            raise InvalidRequestError("request_id must have 1 to 128 characters", "request_id")
+        check_place(self, policy)
 
     def sampling_params(self, model: ModelInfo, logprobs: int | None, max_tokens: int | None) -> SamplingParams:
         """The engine's parameters; what the client leaves out comes from the model's generation_config.json, then from OpenAI's defaults.
@@ -245,6 +233,38 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
             values["repetition_detection"] = self.repetition_detection.params()
         values["structured_outputs"] = structured_outputs(self)
         return SamplingParams(**values)
+
+
+class Placed(Protocol):
+    """What every request for the engine's time may say, whatever it asks for."""
+
+    priority: Int
+    cache_salt: str | None
+    request_id: str | None
+    truncate_prompt_tokens: Int
+    truncation_side: str | None
+
+
+def check_place(body: Placed, policy: str) -> None:
+    """Raise InvalidRequestError for a priority, salt or name that cannot be."""
+    if body.priority and policy != "priority":
+        raise InvalidRequestError("priority needs a server that runs with --scheduling-policy priority", "priority")
+    if body.cache_salt is not None and not 0 < len(body.cache_salt) <= MAX_SALT:
+        raise InvalidRequestError(f"cache_salt must have 1 to {MAX_SALT} characters", "cache_salt")
+    if body.request_id is not None and not 0 < len(body.request_id) <= 128:
+        raise InvalidRequestError("request_id must have 1 to 128 characters", "request_id")
+
+
+def truncation_of(body: Placed) -> Truncation | None:
+    """How to shorten the prompt. Raises InvalidRequestError."""
+    limit = integer("truncate_prompt_tokens", body.truncate_prompt_tokens)
+    if body.truncation_side not in (None, "left", "right"):
+        raise InvalidRequestError("truncation_side must be left or right", "truncation_side")
+    if limit is None:
+        return None
+    if limit < -1 or limit == 0:
+        raise InvalidRequestError(f"truncate_prompt_tokens must be at least 1, or -1, got {limit}", "truncate_prompt_tokens")
+    return Truncation(limit, keeps_end=body.truncation_side != "right")
 
 
 def _bias(given: dict[str, float]) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Ollama's shapes: /api/chat, /api/generate, /api/show.
+"""Ollama's shapes: /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show.
 
 Accepted and ignored: keep_alive (the model stays loaded), options that concern Ollama's own runner (num_ctx, num_gpu, use_mmap,
 ...), and every name we do not know. Refused unless they say nothing: images, template, context, mirostat, tfs_z, typical_p.
@@ -68,6 +68,26 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     template: str | None = None
     context: list[int] | None = None
     images: list[Any] | None = None
+
+
+class OllamaEmbedRequest(msgspec.Struct, kw_only=True):
+    """truncate: on unless it says false; a text that is too long keeps its beginning. dimensions: 0 is all."""
+
+    model: str
+    input: str | list[Any] = ""
+    truncate: bool | None = None
+    dimensions: Int = None
+    options: Options | None = None
+    keep_alive: Any = None
+    timeout: float | None = None
+
+
+class OllamaEmbedOneRequest(msgspec.Struct, kw_only=True):
+    model: str
+    prompt: str = ""
+    options: Options | None = None
+    keep_alive: Any = None
+    timeout: float | None = None
 
 
 class ShowRequest(msgspec.Struct, kw_only=True):

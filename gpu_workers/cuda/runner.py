@@ -27,6 +27,7 @@ from gpu_workers.cuda.waiter import Waiter
 from gpu_workers.device import Device
 from gpu_workers.kv_cache import KVCache
 from gpu_workers.models.decoder import Decoder
+from gpu_workers.pooling import POOLS, Pooler
 from gpu_workers.sampling.device_sampler import DeviceLogprobs, DeviceSampler, Entries, uploader
 from ipc.arena import Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultHeader, RowFlag, RowSetup
 from kernels_cuda import rows as rows_kernels
@@ -84,6 +85,7 @@ class CUDARunner:
         self._upload = uploader(machine.pinned, target)
         blocks = machine.chip.multiprocessors * SAMPLER_BLOCKS_PER_MULTIPROCESSOR
         self._sampler = DeviceSampler(rows, spec.vocab_size, dimensions.logprobs, dimensions.masks, target, blocks, self._upload)
+        self._pooler = Pooler(model, self._index)
         self._setups = msgspec.msgpack.Decoder(list[RowSetup])
         self._num_prompt = np.zeros(rows, np.int64)
         self._unlearned: deque[_Sampled] = deque()
@@ -123,6 +125,8 @@ class CUDARunner:
             tokens = self._sample(step, begun.logits, result)
             if (step.flags & RowFlag.PROMPT_LOGPROBS).any():
                 self._prompt_logprobs(step, begun.hidden, result)
+            if self._ranks.rank == 0 and (step.flags & POOLS).any():
+                self._embed(step, begun.hidden, result)
             if len(step.sample_at):
                 self._ranks.broadcast(tokens)
                 plan = self._buffers.plan
@@ -213,6 +217,16 @@ class CUDARunner:
         _copy(result.tokens[:count], tokens[:count])
         _copy(result.flags[:count], flags[:count])
         return tokens
+
+    def _embed(self, step: StepRows, hidden: torch.Tensor, result: ResultColumns) -> None:
+        """Write the vectors that are due; after `_sample`, whose flags it adds to."""
+        at, vectors = self._pooler.pool(step, hidden)
+        if not len(at):
+            return
+        count, flags = len(step.rows), self._inputs.flags
+        flags[self._index(at)] = (~vectors.isfinite().all(1)).to(flags.dtype)  # ResultFlag.NAN is 1
+        _copy(result.vectors[: len(at)], vectors)
+        _copy(result.flags[:count], flags[:count])
 
     def _learn(self) -> None:
         """Let the sampler know the tokens it has to know of steps before; waits for them."""

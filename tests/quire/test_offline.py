@@ -37,8 +37,8 @@ class Client:
 
 
 def run(client: Client, prompts: list[Any], params: list[SamplingParams], limit: int) -> list[Any]:
-    results: offline.Results = queue.SimpleQueue()
-    asyncio.run(offline.run(client, prompts, params, limit, results, priority=0, salt=""))  # type: ignore[arg-type]
+    results: offline.Results[RequestOutput] = queue.SimpleQueue()
+    asyncio.run(offline.run(lambda index: client.complete(prompts[index], params[index]), [each.n for each in params], limit, results))
     found = []
     while not results.empty():
         found.append(results.get())

@@ -1,0 +1,89 @@
+"""POST /v1/embeddings: texts in, vectors out."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from frontend import vectors
+from frontend.body import decoder, read_json
+from frontend.generation import json_answer
+from frontend.preparation import Truncation
+from frontend.schemas.embeddings import EmbeddingRequest
+from frontend.schemas.numbers import integer
+from frontend.vectors import VectorStream
+
+if TYPE_CHECKING:
+    from frontend.app import App
+
+_DECODER = decoder(EmbeddingRequest)
+
+
+async def create(app: App, request: web.BaseRequest) -> web.Response:
+    """Raises InvalidRequestError and the engine's errors; see frontend/http_errors.py for their status."""
+    arrival_ns = time.monotonic_ns()
+    body = await read_json(request, _DECODER, app.server_config.max_body_bytes)
+    app.check_model(body.model)
+    body.check(app.spec.config.scheduler.scheduling_policy)
+    dimensions = body.length
+    vectors.check_dimensions(dimensions, app.spec.model.hidden_size)
+    identity = body.request_id or f"embd-{secrets.token_hex(14)}"
+    streams = await compute(
+        app,
+        body.prompts(app.server_config.max_embedding_inputs),
+        identity,
+        arrival_ns,
+        truncation=body.truncation(),
+        add_special_tokens=body.add_special_tokens is not False,
+        priority=integer("priority", body.priority) or 0,
+        cache_salt=body.cache_salt or "",
+        timeout=body.timeout,
+    )
+    data: list[dict[str, Any]] = []
+    for index, stream in enumerate(streams):
+        vector = vectors.finish(stream.vector, dimensions, body.normalized)
+        shown = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
+        data.append({"object": "embedding", "index": index, "embedding": shown})
+    count = count_tokens(streams)
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return json_answer(
+        {"id": identity, "object": "list", "created": int(time.time()), "model": app.spec.model.name, "data": data, "usage": usage}
+    )
+
+
+async def compute(
+    app: App,
+    inputs: list[str | list[int]],
+    identity: str,
+    arrival_ns: int,
+    *,
+    truncation: Truncation | None = None,
+    add_special_tokens: bool = True,
+    priority: int = 0,
+    cache_salt: str = "",
+    timeout: float | None = None,
+) -> list[VectorStream]:
+    """All inputs' vectors, in order. Raises as `create` does."""
+    app.check_room(len(inputs))
+    works = [
+        await app.client.preparer.prepare_embedding(
+            each,
+            request_id=identity if len(inputs) == 1 else f"{identity}-{place}",
+            priority=priority,
+            cache_salt=cache_salt,
+            add_special_tokens=add_special_tokens,
+            arrival_ns=arrival_ns,
+            timeout=timeout,
+            truncation=truncation,
+        )
+        for place, each in enumerate(inputs)
+    ]
+    return await vectors.compute(app.client, works)
+
+
+def count_tokens(streams: list[VectorStream]) -> int:
+    return sum(len(stream.work.prompt_ids) for stream in streams)
