@@ -36,6 +36,7 @@ from frontend.handlers import (
 )
 from frontend.http_errors import Dialect, HttpError
 from frontend.metrics import COUNTERS, Metrics
+from frontend.peers import Peers
 from frontend.response_store import Store
 from frontend.state_dir import StateDir
 from ipc.arena import Arena, Stat
@@ -117,11 +118,13 @@ class App:
         self.batches = BatchStore(self.state)
         handlers = {path: ROUTES[path]["POST"] for path in ENDPOINTS if path in ROUTES}
         self.batch_endpoints = tuple(handlers)
+        self.peers = Peers(spec)
         self.batch_runner = BatchRunner(self, self.state, self.files, self.batches, handlers)
 
     async def close(self) -> None:
         """Give back what outlives requests."""
         await self.batch_runner.close()
+        await self.peers.close()
         self.state.close()
 
     @functools.cached_property

@@ -1,4 +1,7 @@
-"""Stored responses: in this process's memory, the least recently used forgotten first. A restart forgets all of them."""
+"""Stored responses: in this process's memory, the least recently used forgotten first. A restart forgets all of them.
+
+With several frontends each keeps those it has made, and the others pass requests for them on to it (frontend/peers.py).
+"""
 
 from __future__ import annotations
 
@@ -92,17 +95,11 @@ class Store:
     """By id. Counts and bytes are bounded; a response that still runs is not forgotten."""
 
     def __init__(self, config: ServerConfig, frontends: int) -> None:
-        """frontends: processes on the same port. Each has its own memory, so with several of them nothing is stored."""
-        self._max_count, self._max_bytes = config.max_stored_responses, config.max_stored_bytes
+        """frontends: processes on the same port, each of which has its share."""
+        self._max_count, self._max_bytes = -(-config.max_stored_responses // frontends), config.max_stored_bytes // frontends
         self._found: OrderedDict[str, Stored] = OrderedDict()
         self._bytes = 0
-        self.why_not = (
-            "responses are stored in one process's memory, so they need --frontends 1"
-            if frontends > 1
-            else "this server stores no responses"
-            if not self._max_count
-            else ""
-        )
+        self.why_not = "" if self._max_count else "this server stores no responses"
 
     def __len__(self) -> int:
         return len(self._found)

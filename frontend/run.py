@@ -40,6 +40,7 @@ class Frontend(Actor):
     def __init__(self, spec: ChildSpec) -> None:
         super().__init__(spec)
         self._acceptor: Acceptor | None = None
+        self._for_peers: asyncio.Server | None = None
         self._http: HttpServer | None = None
         self._drained = False
         count = spec.config.parallel.frontends
@@ -58,6 +59,8 @@ class Frontend(Actor):
         self._http = self.app.make_server()
         listener.listen(BACKLOG)
         self._acceptor = Acceptor(self.loop, listener, self._http, lambda: int(self.status[Stat.OPEN_CONNECTIONS]), self._least_connections)
+        if self.app.peers.count > 1:
+            self._for_peers = await self.loop.create_unix_server(self._http, self.app.peers.address(self.spec.index))
         self.app.batch_runner.start()
         # What start-up made lives as long as the process; the collector need not look at it again.
         gc.collect()
@@ -66,8 +69,9 @@ class Frontend(Actor):
 
     async def stop(self) -> None:
         """Close connections; what still runs is aborted in the scheduler."""
-        if self._acceptor is not None:
-            self._acceptor.close()
+        for server in (self._acceptor, self._for_peers):
+            if server is not None:
+                server.close()
         if hasattr(self, "app"):
             await self.app.close()
         self.client.close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -19,7 +19,7 @@ from frontend.part_stream import PartStream, collect_parts, send_parts
 from frontend.response_script import ResponseScript, new_document
 from frontend.response_store import EventLog, Stored
 from frontend.schemas.responses import ResponsesRequest
-from frontend.sse import SseResponse
+from frontend.sse import SseResponse, encode
 from frontend.stream import Work
 from frontend.translate import responses as translate
 from ipc.errors import InvalidRequestError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from frontend.app import App
 
 _DECODER = decoder(ResponsesRequest)
+PREFIX = "resp_"
 MAX_PAGE = 100
 CONTEXT_LENGTH = "context_length_exceeded"
 _REPLAY_EVENTS = 256  # written at once
@@ -41,9 +42,12 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     if body.background:
         app.stored.need("background")
     items = translate.items_of(body)
+    elsewhere = app.peers.owner(body.previous_response_id or "", PREFIX)
+    if elsewhere is not None and isinstance(request.protocol, Connection):
+        return await app.peers.forward(request, elsewhere, encode(body))
     if body.previous_response_id is not None:
         items = [*app.stored.previous(body.previous_response_id).conversation(), *items]
-    identity = f"resp_{secrets.token_hex(16)}"
+    identity = app.peers.new_id(PREFIX)
     [work] = await _prepare(app, body, items, identity, arrival_ns)
     keep = body.store is not False and not app.stored.why_not
     document = new_document(body, identity, app.spec.model.name, work.params.temperature, work.params.top_p, keep)
@@ -103,6 +107,20 @@ def _start(app: App, work: Work, script: ResponseScript, stored: Stored, keep_ev
     app.stored.put(stored)
 
 
+Handler = Callable[["App", web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+def _where_it_is(handler: Handler) -> Handler:
+    """Let the process that keeps the response answer."""
+
+    async def routed(app: App, request: web.BaseRequest) -> web.StreamResponse:
+        elsewhere = app.peers.owner(_identity(request), PREFIX)
+        return await handler(app, request) if elsewhere is None else await app.peers.forward(request, elsewhere)
+
+    return routed
+
+
+@_where_it_is
 async def get(app: App, request: web.BaseRequest) -> web.StreamResponse:
     """The response as it stands, or with ?stream=true its events after number `starting_after`. Raises HttpError 404."""
     stored = app.stored.get(_identity(request))
@@ -122,6 +140,7 @@ async def get(app: App, request: web.BaseRequest) -> web.StreamResponse:
     return await _follow(app, request, stored, 0 if after is None else int(after) + 1)
 
 
+@_where_it_is
 async def delete(app: App, request: web.BaseRequest) -> web.Response:
     """Forget a response; one that runs is ended. Raises HttpError 404."""
     stored = app.stored.get(_identity(request))
@@ -130,6 +149,7 @@ async def delete(app: App, request: web.BaseRequest) -> web.Response:
     return json_answer({"id": stored.document["id"], "object": "response", "deleted": True})
 
 
+@_where_it_is
 async def cancel(app: App, request: web.BaseRequest) -> web.Response:
     """End a background response early; once it has ended this changes nothing. Raises HttpError 404, InvalidRequestError."""
     stored = app.stored.get(_identity(request))
@@ -139,6 +159,7 @@ async def cancel(app: App, request: web.BaseRequest) -> web.Response:
     return json_answer(stored.document)
 
 
+@_where_it_is
 async def input_items(app: App, request: web.BaseRequest) -> web.Response:
     """What the response answers, earlier turns included, newest first unless order=asc. Raises HttpError 404."""
     stored, query = app.stored.get(_identity(request)), request.rel_url.query

@@ -52,11 +52,18 @@ def test_what_runs_stays() -> None:
 
 
 def test_none_are_stored() -> None:
-    for none in (store(count=0), Store(ServerConfig(), frontends=2)):
-        with pytest.raises(InvalidRequestError):
-            none.need("background")
-        with pytest.raises(InvalidRequestError):
-            none.previous("x")
+    none = store(count=0)
+    with pytest.raises(InvalidRequestError):
+        none.need("background")
+    with pytest.raises(InvalidRequestError):
+        none.previous("x")
+
+
+def test_each_of_several_processes_has_its_share() -> None:
+    share = Store(ServerConfig(max_stored_responses=5, max_stored_bytes=3000), frontends=3)
+    for place in range(5):
+        share.put(stored(str(place), 300))
+    assert len(share) == 2
 
 
 def test_a_log_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
