@@ -134,7 +134,7 @@ class CUDARunner:
             arrived = self._machine.event()
             arrived.record(self._machine.compute)
         result.header[ResultHeader.NUM_ROWS] = len(step.rows)
-        if self._sampler.needs_history(step.rows).any():
+        if self._ranks.rank == 0 and self._sampler.needs_history(step.rows).any():
             self._unlearned.append(_Sampled(step.rows, result.tokens, arrived))
         self._waiter.when(arrived, done)
 
@@ -144,7 +144,12 @@ class CUDARunner:
 
     @torch.inference_mode()
     def spare_time(self) -> bool:
-        """Use a moment without work to record a graph; whether there may be more to do. No step may be between its halves."""
+        """Use a moment without work to record a graph; whether there may be more to do. No step may be between its halves.
+
+        Several ranks record only when a step asks for it: for that all of them run the layers, and their moments differ.
+        """
+        if self._ranks.size > 1:
+            return False
         with self._machine.on(self._machine.compute):
             return self.graphs is not None and self.graphs.record_next()
 

@@ -24,14 +24,14 @@ from tests.gpu_workers.player import Player, Row
 from tests.gpu_workers.sampling.reference import packed
 
 VOCAB = 512
-SHAPE: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 128, "head_dim": 64, "num_hidden_layers": 2, "dtype": "bfloat16"}
+SHAPE: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 128, "head_dim": 64, "num_hidden_layers": 2, "dtype": "float16"}
 MODELS = {
     "llama": ("Llama", {}),
-    "qwen3": ("Qwen3", {}),
+    "qwen3": ("Qwen3", {"dtype": "bfloat16"}),
     "mistral": ("Mistral", {"sliding_window": 40, "head_dim": 32}),
 }
-# How much less likely than the best token a chosen one may be under the oracle, which rounds to bf16 at other places.
-NEAR = 0.25
+# How much less likely than the best token a chosen one may be under the oracle in float32: these models make much of what is rounded.
+NEAR = {"float16": 0.1, "bfloat16": 1.5}
 
 
 @pytest.fixture(scope="session")
@@ -61,11 +61,12 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 def check_greedy(path: str, row: Row) -> None:
     """Every output token is the oracle's best one after what came before, or so near that rounding decides."""
+    model = oracle.load(path)
     with torch.inference_mode():
-        logits = oracle.load(path)(torch.tensor([row.tokens])).logits[0].float()
+        logits = copy.deepcopy(model).float()(torch.tensor([row.tokens])).logits[0]
     before = logits[row.num_prompt - 1 : -1]
     chosen = before.gather(1, torch.tensor(row.output)[:, None])[:, 0]
-    assert (before.amax(-1) - chosen).max() <= NEAR
+    assert (before.amax(-1) - chosen).max() <= NEAR[str(model.dtype).removeprefix("torch.")]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -165,7 +166,7 @@ def test_what_requests_ask_for_comes_out_as_on_the_cpu(checkpoints: dict[str, st
 def test_prompt_logprobs_in_chunks(checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpu_workers.cuda.runner.LOGITS_AT_ONCE", 4 * VOCAB)
     path = checkpoints["llama"]
-    player = player_on(SyncMachine(), path, dtype="float16")  # its rounding is small enough to compare with float32
+    player = player_on(SyncMachine(), path)
     player.wants_prompt_logprobs = frozenset({3})
     row, other = player.add(3, prompt(21), prompt_logprobs=2), player.add(1, prompt(30, 2))
     player.run([other, row], 2, chunk=11)

@@ -63,13 +63,13 @@ class Peer:
 
 
 class Group:
-    """Worker processes of one engine, with this test as their supervisor and scheduler."""
+    """Worker processes of one engine, with this test as their supervisor and scheduler. module: what they run in place of quire.child."""
 
-    def __init__(self, runtime: str, path: str, ranks: int, flags: dict[str, Any]) -> None:
+    def __init__(self, runtime: str, path: str, ranks: int, flags: dict[str, Any], module: str = "quire.child") -> None:
         flags = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "cpu_threads": 1, "tensor_parallel_size": ranks, **flags}
         self.config = ipc_config.load(flags, environ={})
         self.model = model_info.read(path, self.config.model, "test")
-        self.ranks = ranks
+        self.ranks, self.module = ranks, module
         self.arena = Arena.create(Dimensions.of(self.config, self.model))
         self.death_read, self.death_write = os.pipe()
         self.context: zmq.Context[Any] = zmq.Context()
@@ -86,7 +86,7 @@ class Group:
         fd = os.memfd_create("spec", 0)
         os.write(fd, msgspec.json.encode(spec))
         process = subprocess.Popen(
-            [sys.executable, "-m", "quire.child"],
+            [sys.executable, "-m", self.module],
             pass_fds=(fd, self.arena.fd, self.death_read),
             env={**os.environ, "QUIRE_SPEC_FD": str(fd)},
         )
@@ -163,9 +163,9 @@ class Group:
 
 
 @contextmanager
-def group(path: str, ranks: int = 1, **flags: Any) -> Iterator[Group]:
+def group(path: str, ranks: int = 1, module: str = "quire.child", **flags: Any) -> Iterator[Group]:
     with tempfile.TemporaryDirectory(prefix="quire-") as runtime:
-        made = Group(runtime, path, ranks, flags)
+        made = Group(runtime, path, ranks, flags, module)
         try:
             yield made
         finally:
