@@ -25,16 +25,17 @@ class Constraint:
     """What a request's output must follow, from its acceptance to its end; preemption and lost workers change nothing about it.
 
     mask: int32[ceil(vocab / 32)], what may follow the known tokens, lowest bit first; valid while the request does not wait on its grammar.
-    state: the desk's own.
+    state: the desk's own. slow: the desk expects the next mask to take so long that a step must not wait for it.
     """
 
-    __slots__ = ("grammar", "mask", "request", "state")
+    __slots__ = ("grammar", "mask", "request", "slow", "state")
 
     def __init__(self, grammar: Grammar, request: Request) -> None:
         self.grammar = grammar
         self.request = request
         self.mask: I32 | None = None
         self.state: Any = None
+        self.slow = False
 
 
 class Order(msgspec.Struct, gc=False, eq=False):

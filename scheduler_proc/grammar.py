@@ -4,8 +4,9 @@ Two kinds of work, measured with llguidance 1.9 (docs/structured_output.md has t
 - Compiling takes milliseconds, but what a client sends may be made to hang, to eat memory or to crash. So a process tries it first,
   under limits, and is killed when it exceeds them (grammar_compiler.py, one thread for each process). What has passed is built once more
   here, in the same thread, because a matcher cannot travel between processes; llguidance releases the interpreter's lock for that.
-- Masks take 5 to 150 microseconds, on a bad day 20 milliseconds. One thread computes them, all rows of a step in one go, also with
-  the lock released, so the loop never waits for a grammar, and streams without one notice nothing.
+- Masks take 5 to 150 microseconds, on a bad day 20 milliseconds. One thread computes those that steps wait for, all rows of a step in
+  one go, also with the lock released, so the loop never waits for a grammar. Another one computes what no step waits for: each
+  request's first mask, and the masks of requests that have shown to be slow (Constraint.slow), so that they hold up nobody else.
 
 Compiled grammars are kept by content. A request gets a copy of the matcher (5 microseconds): copies share the lexer's tables.
 """
@@ -35,22 +36,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_COMPILING = 256
+SLOW_MASK_NS = 2_000_000  # processor time
+# What a slow mask weighs after each further one: after 20 ms, a request is trusted again in 73 masks.
+DECAY = 31 / 32
 _MIB = 2**20
 
 
 class _State:
-    """A request's matcher, and the buffer its masks are computed into. Only the mask thread touches it."""
+    """A request's matcher, and the buffer its masks are computed into. Only one thread touches it at a time: that which has its order.
 
-    __slots__ = ("address", "mask", "matcher", "size")
+    cost_ns: processor time that its masks took, the slowest weighing most.
+    """
+
+    __slots__ = ("address", "cost_ns", "mask", "matcher", "size")
 
     def __init__(self, matcher: LLMatcher, words: int) -> None:
         self.matcher = matcher
         self.mask: I32 = np.zeros(words, np.int32)
         self.address, self.size = self.mask.ctypes.data, self.mask.nbytes
+        self.cost_ns = 0.0
 
 
 class _Step(msgspec.Struct, gc=False, eq=False):
-    """Orders that the mask thread answers together. prototype: for first orders, the compiled grammar."""
+    """Orders that a mask thread answers together. prototype: for first orders, the compiled grammar."""
 
     orders: Sequence[Order]
     prototype: Any = None
@@ -66,7 +74,8 @@ class GrammarDesk:
         self._cache: GrammarCache[LLMatcher] = GrammarCache(settings.grammar_cache_memory * _MIB)
         self._compiling: dict[bytes, list[Order]] = {}
         self._jobs: SimpleQueue[tuple[bytes, Grammar] | None] = SimpleQueue()
-        self._steps: SimpleQueue[_Step | None] = SimpleQueue()
+        self._urgent: SimpleQueue[_Step | None] = SimpleQueue()  # a step waits
+        self._patient: SimpleQueue[_Step | None] = SimpleQueue()
         self._tokenizer: LLTokenizer | None = None
         self._loaded = threading.Event()
         self._unusable = ""
@@ -74,21 +83,24 @@ class GrammarDesk:
     def start(self) -> None:
         """Start the threads. The tokenizer is read at once, while the workers load: it holds the interpreter's lock for that long."""
         threading.Thread(target=self._load, name="grammar-load", daemon=True).start()
-        threading.Thread(target=self._mask_loop, name="grammar-masks", daemon=True).start()
+        threading.Thread(target=self._mask_loop, args=(self._urgent,), name="grammar-masks", daemon=True).start()
+        threading.Thread(target=self._mask_loop, args=(self._patient,), name="grammar-others", daemon=True).start()
         for number in range(self._settings.grammar_processes):
             threading.Thread(target=self._compile_loop, name=f"grammar-compile-{number}", daemon=True).start()
 
     def close(self) -> None:
         """Let the threads end when they can; their processes end with this one at the latest."""
-        self._steps.put(None)
+        self._urgent.put(None)
+        self._patient.put(None)
         for _ in range(self._settings.grammar_processes):
             self._jobs.put(None)
 
     def take(self, orders: list[Order]) -> None:
         """Work on these; each gets one answer."""
-        steps = [order for order in orders if not order.first]
-        if steps:
-            self._steps.put(_Step(steps))
+        for queue, slow in ((self._urgent, False), (self._patient, True)):
+            step = [order for order in orders if not order.first and order.constraint.slow is slow]
+            if step:
+                queue.put(_Step(step))
         for order in orders:
             if order.first:
                 self._open(order)
@@ -109,7 +121,7 @@ class GrammarDesk:
         if error is not None:
             self._deliver([_invalid(order, error)])
         elif compiled is not None:
-            self._steps.put(_Step([order], compiled))
+            self._patient.put(_Step([order], compiled))
         elif waiting is None and busy:
             self._deliver([Answer(order.constraint, Outcome.BUSY, f"{MAX_COMPILING} grammars are waiting to be compiled already")])
         elif waiting is None:
@@ -170,15 +182,24 @@ class GrammarDesk:
         with self._lock:
             orders = self._compiling.pop(key)
         if matcher is not None:
-            self._steps.put(_Step(orders, matcher))
+            self._patient.put(_Step(orders, matcher))
         elif broken:
             self._deliver([Answer(order.constraint, Outcome.FAILED, error) for order in orders])
         else:
             self._deliver([_invalid(order, error) for order in orders])
 
-    def _mask_loop(self) -> None:
-        while (step := self._steps.get()) is not None:
-            self._deliver([self._answer(order, step.prototype) for order in step.orders])
+    def _mask_loop(self, steps: SimpleQueue[_Step | None]) -> None:
+        while (step := steps.get()) is not None:
+            self._deliver([self._timed(order, step.prototype) for order in step.orders])
+
+    def _timed(self, order: Order, prototype: LLMatcher | None) -> Answer:
+        began = time.thread_time_ns()
+        answer = self._answer(order, prototype)
+        state: _State | None = order.constraint.state
+        if state is not None:
+            state.cost_ns = max(DECAY * state.cost_ns, time.thread_time_ns() - began)
+            order.constraint.slow = state.cost_ns > SLOW_MASK_NS
+        return answer
 
     def _answer(self, order: Order, prototype: LLMatcher | None) -> Answer:
         """Advance one matcher and compute what may come next."""

@@ -564,13 +564,23 @@ class Scheduler:
                 self._finish(request, Ending(FinishReason.LENGTH))
 
     def _ask(self, flight: Flight) -> None:
-        """Order the next masks of the rows under a grammar that got a token and go on."""
+        """Order the next masks of the rows under a grammar that got a token and go on.
+
+        Steps in flight wait for them. Nobody's step shall wait for a slow one, so such a row gives its place back until the mask is there.
+        """
         columns, rows = self.rows, np.array([each.row for each in flight.bound])
         last = columns.history_flat[columns.history_base[rows] + columns.num_known[rows] - 1].tolist()
+        slow: list[Request] = []
         for each, generation, token in zip(flight.bound, columns.generation[rows].tolist(), last):
             if generation == each.generation:
-                each.constraint.request.waiting_on.add(GRAMMAR)
+                request = each.constraint.request
+                request.waiting_on.add(GRAMMAR)
                 self._orders.append(Order(each.constraint, [token], False))
+                if each.constraint.slow:
+                    slow.append(request)
+        if slow and self.num_running > len(slow):
+            for request in slow:
+                self._preempt(request)
 
     def _requests_in_flight(self) -> Iterator[Request]:
         for flight in self._flights:

@@ -63,8 +63,10 @@ class ToyDesk:
     def __init__(self, mask_words: int) -> None:
         self.mask_words = mask_words
         self.rng: random.Random | None = None
+        self._slowness = random.Random(1)
         self.orders: list[Order] = []
         self.fails_at = -1  # the output length at which every request fails
+        self.slow = 0.0  # how likely a mask is called slow
 
     def answers(self, orders: list[Order]) -> list[Answer]:
         """Of the orders given now and before, those that are due."""
@@ -89,6 +91,7 @@ class ToyDesk:
             return Answer(constraint, Outcome.COMPLETE)
         bits = np.zeros(32 * self.mask_words, np.uint8)
         bits[sets[len(constraint.state)]] = 1
+        constraint.slow = self._slowness.random() < self.slow
         constraint.mask = np.packbits(bits, bitorder="little").view(np.int32)
         return Answer(constraint, Outcome.READY)
 

@@ -15,7 +15,7 @@ import pytest
 from ipc.config import StructuredOutputsConfig
 from ipc.errors import InvalidRequestError
 from ipc.grammar import Grammar, GrammarKind, StructuredOutputsParams
-from scheduler_proc import grammar_text
+from scheduler_proc import grammar, grammar_text
 from scheduler_proc.constraint import Answer, Constraint, Order, Outcome
 from scheduler_proc.grammar import GrammarDesk
 from scheduler_proc.grammar_cache import BASE_BYTES, MAX_ERRORS, GrammarCache, estimated_bytes, key_of
@@ -268,3 +268,61 @@ def test_params_are_checked(params: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidRequestError, match=match) as caught:
         StructuredOutputsParams(**params, blame="response_format").validate()
     assert caught.value.param == "response_format"
+
+
+class Stuck:
+    """A matcher that takes its time."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+        self.free = threading.Event()
+
+    def consume_tokens(self, tokens: list[int]) -> bool:
+        assert self.free.wait(20)
+        return bool(self._matcher.consume_tokens(tokens))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+
+def test_slow_masks_hold_up_no_others(desk: Desk) -> None:
+    """A request that has shown to be slow, and first masks, are computed beside the others, which answer meanwhile."""
+    slow, quick, late = (constraint(regex("[a-z]{9}")) for _ in range(3))
+    for each in (slow, quick):
+        assert desk.ask(each, [], True).outcome is Outcome.READY and not each.slow
+    token = allowed(slow)[0]
+    stuck = slow.state.matcher = Stuck(slow.state.matcher)
+    slow.state.cost_ns, slow.slow = 1e9, True
+    desk.order(slow, [token], False)
+    desk.order(late, [], True)
+    assert desk.ask(quick, [token], False).outcome is Outcome.READY
+    stuck.free.set()
+    assert [answer.constraint for answer in desk.wait(2)] == [slow, late]
+    assert slow.slow and not late.slow
+
+
+def test_a_request_is_slow_for_a_while_after_a_slow_mask(desk: Desk) -> None:
+    one = constraint(regex("[a-z]{99}"))
+    desk.ask(one, [], True)
+    matcher = one.state.matcher
+
+    def burn(tokens: list[int]) -> bool:
+        until = time.thread_time_ns() + 2 * grammar.SLOW_MASK_NS
+        while time.thread_time_ns() < until:
+            pass
+        return bool(matcher.consume_tokens(tokens))
+
+    one.state.matcher = SimpleNamespace(
+        consume_tokens=burn,
+        is_stopped=matcher.is_stopped,
+        is_error=matcher.is_error,
+        unsafe_compute_mask_ptr=matcher.unsafe_compute_mask_ptr,
+    )
+    token = grammar_text.load_tokenizer(FACTS).tokenize_str("a")[0]
+    assert desk.ask(one, [token], False).outcome is Outcome.READY and one.slow
+    one.state.matcher = matcher
+    count = 0
+    while one.slow:
+        assert desk.ask(one, [token], False).outcome is Outcome.READY
+        count += 1
+    assert 20 <= count <= 40, "31/32 per mask, from twice the bound and a bit"

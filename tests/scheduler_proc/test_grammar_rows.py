@@ -211,3 +211,25 @@ def test_abort_at_any_time() -> None:
             sim.abort(handle)
         sim.run()
         assert all(sim.heard[FRONTEND, handle].finished for handle in handles)
+
+
+def test_no_step_waits_for_a_slow_mask() -> None:
+    """A row with slow masks gives its place back while one is computed; alone, it keeps it, for nobody is held up."""
+    sim = Simulation()
+    sim.desk.slow = 1.0
+    slow = sim.submit([5, 6, 7], max_tokens=20, grammar=toy_grammar(*SETS))
+    free = sim.submit([5, 6, 8], max_tokens=20, ignore_eos=True)
+    orders = []
+    while not sim.heard[FRONTEND, free].finished:
+        orders += sim.scheduler.orders()
+        if not sim.heard[FRONTEND, slow].tokens:
+            sim.desk.orders, orders = orders, []  # the first mask is there; the others never come
+            sim.serve()
+        while sim.plan():
+            pass
+        assert sim.apply(), "a step waits"
+    assert len(sim.heard[FRONTEND, slow].tokens) == 1 and sim.scheduler.counters.preemptions == 1
+    sim.desk.orders = orders
+    sim.run()
+    assert len(sim.heard[FRONTEND, slow].tokens) == 6 and sim.scheduler.counters.preemptions == 1
+    sim.check_outputs()

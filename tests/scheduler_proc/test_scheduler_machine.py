@@ -65,6 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         grammar_rows=st.integers(1, 6),
         late_masks=st.booleans(),
         pooling=st.sampled_from(["last", "mean"]),
+        slow_masks=st.sampled_from([0.0, 0.3]),
     )
     def build(
         self,
@@ -78,10 +79,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         grammar_rows: int,
         late_masks: bool,
         pooling: str,
+        slow_masks: float,
     ) -> None:
         config = make_config(rows=rows, tokens=tokens, block_size=block_size, overlap=overlap, policy=policy, grammar_rows=grammar_rows)
         self.sim = Simulation(config, num_blocks=max(num_blocks, 56 // block_size), vocab_size=VOCAB, pooling=pooling)
         self.sim.desk.rng = random.Random(num_blocks) if late_masks else None
+        self.sim.desk.slow = slow_masks
         self.poisoned = poisoned
         if poisoned:
             self.sim.poison = lambda tokens, setup: setup.seed == POISON_SEED and len(tokens) % 11 == 3
@@ -202,6 +205,7 @@ def life(seed: int) -> Simulation:
     )
     sim = Simulation(config, num_blocks=rng.randint(64 // config.cache.block_size, 160 // config.cache.block_size), vocab_size=16)
     sim.desk.rng = rng if rng.random() < 0.5 else None
+    sim.desk.slow = rng.choice([0.0, 0.2])
     losses = 0
     for _ in range(60):
         stem = rng.choice(STEMS)[: rng.randint(1, 36)]
