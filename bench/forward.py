@@ -53,7 +53,7 @@ class Forward:
 
     def wait(self) -> None:
         """Until all kernels are compiled."""
-        for compiling in (self.device.products, self.device.decode_kernel, self.device.fused_ops):
+        for compiling in (self.device.products, self.device.attention_kernel, self.device.fused_ops):
             if compiling is not None:
                 compiling.wait(300)
 

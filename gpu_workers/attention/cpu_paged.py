@@ -1,6 +1,6 @@
 """Paged attention on the CPU.
 
-Rows with one new token go through a compiled kernel (cpu_decode.py) once it is there. The others are computed in a few groups of
+A compiled kernel (cpu_attention.py) does it, once it is there. Until then, and where it cannot be, torch does: in a few groups of rows of
 similar size, each one batched scaled_dot_product_attention over padded rows. Nothing loops over rows.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from gpu_workers.attention import HeadNorms
-from gpu_workers.attention.cpu_decode import DecodeKernel
+from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.batch import StepInputs
 from gpu_workers.kv_cache import KVCache
 from gpu_workers.layers.rotary import Rotary
@@ -51,61 +51,55 @@ class Group:
 class CPUPagedAttention:
     """Attention contract (attention/__init__.py) over `cache` on the CPU."""
 
-    def __init__(self, spec: DecoderSpec, cache: KVCache, decode: DecodeKernel) -> None:
-        self._cache, self._decode = cache, decode
+    def __init__(self, spec: DecoderSpec, cache: KVCache, kernel: AttentionKernel) -> None:
+        self._cache, self._kernel = cache, kernel
         self._windows, self._scale = spec.windows, spec.softmax_scale
         self._groups: list[Group] = []
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
-        self._decodes = False
+        self._compiled = False
         self._block = self._offset = torch.empty(0, dtype=torch.int64)
-        self._stored: torch.Tensor | None = None
         self._rotary: Rotary | None = None
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def plan(self, step: StepInputs) -> None:
         """Prepare what is the same for all layers of this step."""
-        single = (step.num_new == 1) if self._decode.ready else np.zeros(len(step.rows), np.bool_)
-        self._decodes = bool(single.any())
-        if self._decodes:
-            self._decode.plan(step, np.flatnonzero(single), self._scale)
+        self._compiled = self._kernel.ready
+        if self._compiled:
+            self._kernel.plan(step, self._scale)
+            return
         self._masks.clear()
-        others = np.flatnonzero(~single)
-        self._groups = [self._group(step, rows) for rows in group_rows(step, others)]
-        if self._groups:
-            stored = ~single[step.row_of_token] if self._decodes else slice(None)
-            block, offset = np.divmod(step.slots[stored], self._cache.block_size)
-            self._block, self._offset = torch.from_numpy(block), torch.from_numpy(offset)
-            self._stored = torch.from_numpy(np.flatnonzero(stored)) if self._decodes else None
+        self._groups = [self._group(step, rows) for rows in group_rows(step, np.arange(len(step.rows)))]
+        block, offset = np.divmod(step.slots, self._cache.block_size)
+        self._block, self._offset = torch.from_numpy(block), torch.from_numpy(offset)
 
     def begin(self, rotary: Rotary, positions: torch.Tensor) -> None:
-        self._rotary, self._angles = rotary, rotary.at(positions)
+        if self._compiled:
+            self._kernel.begin(rotary)
+        else:
+            self._rotary, self._angles = rotary, rotary.at(positions)
 
     def run(self, qkv: torch.Tensor, norms: HeadNorms | None, layer: int) -> torch.Tensor:
+        kv_heads = self._cache.num_kv_heads
+        heads = qkv.shape[1] - 2 * kv_heads
+        out = torch.empty(qkv.shape[0], heads, qkv.shape[2], dtype=qkv.dtype)
+        if self._compiled:
+            self._kernel.run(qkv, norms, self._cache, layer, self._windows[layer], out)
+            return out.view(qkv.shape[0], -1)
         assert self._rotary is not None and self._angles is not None
-        turning = qkv.shape[1] - self._cache.num_kv_heads
-        qk, v = qkv[:, :turning], qkv[:, turning:]
+        qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if norms is not None:
             qk = F.rms_norm(qk, qk.shape[2:], None, norms.eps) * norms.by_head
         qk = self._rotary(qk, *self._angles)
-        heads = turning - self._cache.num_kv_heads
-        return self._attended(qk[:, :heads], qk[:, heads:], v, layer)
-
-    def _attended(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
-        """Store k and v, then attend from q."""
-        out = torch.empty(q.shape, dtype=q.dtype)
-        if self._decodes:
-            self._decode.run(q, k, v, self._cache, layer, self._windows[layer], out)
-        if self._groups:
-            stored = self._stored
-            self._cache.k[layer][self._block, :, self._offset] = k if stored is None else k[stored]
-            self._cache.v[layer][self._block, :, self._offset] = v if stored is None else v[stored]
+        q, k = qk[:, :heads], qk[:, heads:]
+        self._cache.k[layer][self._block, :, self._offset] = k
+        self._cache.v[layer][self._block, :, self._offset] = v
         for index, group in enumerate(self._groups):
             attended = self._attend(index, group, q, k, v, layer)
             if group.real is None:
                 out[group.tokens] = attended
             else:
                 out[group.tokens[group.real]] = attended[group.real]
-        return out.view(q.shape[0], -1)
+        return out.view(qkv.shape[0], -1)
 
     def _attend(self, index: int, group: Group, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """[B, Q, heads, head_dim] of one group."""

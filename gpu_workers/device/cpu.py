@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpu_workers.attention.cpu_decode import DecodeKernel
+from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runner, Serving
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
@@ -51,7 +51,7 @@ class CPUDevice:
         self._block_size = config.cache.block_size
         self.num_workers = config.parallel.tensor_parallel_size
         self.threads = config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // self.num_workers)
-        self.decode_kernel: DecodeKernel | None = None
+        self.attention_kernel: AttentionKernel | None = None
         self.fused_ops: CPUOps | None = None
         self.products: PanelProducts | None = None
         self._quantization = config.model.quantization
@@ -103,7 +103,7 @@ class CPUDevice:
             self.products = PanelProducts({self._quantization, "int8"}, shape.dtype, self.threads)
         elif shape.dtype == torch.bfloat16 and not _can_pack(shape.dtype):
             self.products = PanelProducts({"bfloat16"}, shape.dtype, self.threads)
-        self.decode_kernel = DecodeKernel(shape, self.threads)
+        self.attention_kernel = AttentionKernel(shape, self.threads)
 
     def explain(self, error: BaseException) -> BaseException:
         return error
@@ -115,8 +115,8 @@ class CPUDevice:
 
     def attention(self, spec: DecoderSpec, cache: KVCache) -> CPUPagedAttention:
         """The attention backend over `cache`."""
-        assert self.decode_kernel is not None
-        return CPUPagedAttention(spec, cache, self.decode_kernel)
+        assert self.attention_kernel is not None
+        return CPUPagedAttention(spec, cache, self.attention_kernel)
 
 
 class _MkldnnLinear:

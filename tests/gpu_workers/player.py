@@ -66,7 +66,7 @@ class Player:
 
     def use_compiled(self, wanted: bool) -> None:
         """Compute with the compiled kernels (waits until they are there) or with torch alone."""
-        for kernel in (self.device.decode_kernel, self.device.fused_ops):
+        for kernel in (self.device.attention_kernel, self.device.fused_ops):
             assert kernel is not None
             assert kernel.wait(100)
             kernel.ready = wanted

@@ -1,4 +1,4 @@
-"""The two inner loops of decode attention, written out as vector code.
+"""The two inner loops of attention, written out as vector code.
 
 LLVM makes scalar code of them when numba hands them over as loops (measured: ten times slower), so these intrinsics build the
 vectors themselves: as wide as 16 floats, split by LLVM where the CPU has narrower ones. Sizes are literals, so everything over heads and

@@ -1,0 +1,144 @@
+"""Attention over paged keys and values as one compiled kernel per layer, for any mix of rows.
+
+Its threads first norm and turn the step's queries and keys and put keys and values into the cache. Then they share two kinds of work: a
+tile of a row's queries with one KV head (prefill), and a row's single query with one KV head (decode), whose keys are cut into parts
+when rows are few. All in float32. Reference: cpu_paged.py computes the same with torch; it serves while this is being compiled.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gpu_workers.attention import HeadNorms
+from gpu_workers.batch import StepInputs
+from gpu_workers.device.base import AttentionShape
+from gpu_workers.layers.rotary import Rotary
+
+if TYPE_CHECKING:
+    from gpu_workers.kv_cache import KVCache
+
+log = logging.getLogger(__name__)
+
+# Below this many multiplications a step's attention runs on the calling thread: waking the others costs more.
+WORTH_THREADS = 2**17
+# Query rows (tokens times heads of a group) of one tile, at most; tokens of one tile, at most.
+TILE_ROWS, TILE_TOKENS = 96, 64
+# A decode row's keys are cut, where rows are too few for all threads, into parts of no less than this.
+PART_KEYS = 256
+# Places in the argument array. Tiles and parts are columns over the rows of `plan`; SPLIT parts belong to each row that decodes.
+(QKV, OUT, K_CACHE, V_CACHE, NUM_BLOCKS, WINDOW, Q_NORM, K_NORM, EPS_BITS, SCALE_BITS, ANGLES, HALF, POSITIONS, SLOTS, TOKENS, TABLES,
+ TABLE_WIDTH, ROWS, LENGTHS, NUM_NEW, STARTS, TILES, TILE_ROW, TILE_FIRST, DECODING, DECODE_ROW, SPLIT, PART_FIRST, PART_END, PARTIALS,
+ SCRATCH, SCRATCH_BYTES, THREADS, NEXT_TILE, NEXT_PART, COUNTERS) = range(36)  # fmt: skip
+NUM_ARGUMENTS = 40
+
+
+class AttentionKernel:
+    """The kernel of one shape; `ready` once it is compiled, which happens in a thread of its own."""
+
+    def __init__(self, shape: AttentionShape, threads: int) -> None:
+        self.ready = False
+        self._shape, self._threads = shape, threads
+        self._arguments = np.zeros(NUM_ARGUMENTS, np.int64)
+        self._launch: Any = None
+        self._scratch_bytes: Any = None
+        self._used = 1
+        self._keep: tuple[Any, ...] = ()
+        self._scratch = self._partials = np.empty(0, np.uint8)
+        self._thread = threading.Thread(target=self._compile, name="compile-attention", daemon=True)
+        if shape.dtype in (torch.float32, torch.bfloat16):
+            self._thread.start()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the kernel is ready within `timeout` seconds."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return self.ready
+
+    def plan(self, step: StepInputs, scale: float) -> None:
+        """Prepare what is the same for all layers of this step."""
+        shape, a = self._shape, self._arguments
+        pairs = int((step.num_new * step.seq_lens).sum()) * shape.kv_heads * shape.group * shape.head_dim
+        threads = self._used = 1 if pairs < WORTH_THREADS else min(self._threads, torch.get_num_threads())
+        tile_row, tile_first = self._tiles(step)
+        decode_row = np.flatnonzero(step.num_new == 1)
+        split, first, end = self._parts(step.seq_lens[decode_row], threads)
+        columns = {
+            POSITIONS: step.positions, SLOTS: step.slots, LENGTHS: step.seq_lens, NUM_NEW: step.num_new,
+            STARTS: step.query_starts, TILE_ROW: tile_row, TILE_FIRST: tile_first, DECODE_ROW: decode_row, PART_FIRST: first, PART_END: end,
+        }  # fmt: skip
+        tables = np.ascontiguousarray(step.block_tables, np.int32)
+        a[TABLES] = tables.ctypes.data
+        contiguous = [np.ascontiguousarray(column, np.int64) for column in columns.values()]
+        a[list(columns)] = [column.ctypes.data for column in contiguous]
+        self._keep = (tables, *contiguous)
+        a[TABLE_WIDTH], a[ROWS], a[TOKENS], a[THREADS] = tables.shape[1], len(step.rows), len(step.positions), threads
+        a[TILES], a[DECODING], a[SPLIT] = len(tile_row), len(decode_row), split
+        a[SCALE_BITS] = int(np.float32(scale).view(np.uint32))
+        keys = int((end - first).max()) + 2 * shape.block_size if len(first) else 0
+        needed = self._scratch_bytes(keys)
+        if self._scratch.size < needed * threads:
+            self._scratch = np.empty(needed * threads, np.uint8)
+        a[SCRATCH], a[SCRATCH_BYTES] = self._scratch.ctypes.data, needed
+        if split > 1:
+            self._partials = np.empty(len(first) * shape.kv_heads * shape.group * (shape.head_dim + 2) * 4, np.uint8)
+            a[PARTIALS] = self._partials.ctypes.data
+
+    def _tiles(self, step: StepInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Rows with several new tokens, cut into tiles: the row of each, and its first query's place in the row."""
+        tokens = max(1, min(TILE_TOKENS, TILE_ROWS // self._shape.group))
+        tiles = np.where(step.num_new > 1, -(-step.num_new // tokens), 0)
+        row = np.repeat(np.arange(len(tiles)), tiles)
+        return row, (np.arange(len(row)) - np.repeat(tiles.cumsum() - tiles, tiles)) * tokens
+
+    def _parts(self, lengths: np.ndarray, threads: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Into how many parts each decoding row's keys are cut, and where all parts begin and end, row by row."""
+        split = 1
+        if threads > 1 and len(lengths):
+            wanted = -(-4 * threads // (len(lengths) * self._shape.kv_heads))
+            split = max(1, min(wanted, int(lengths.max()) // PART_KEYS))
+        size = self._shape.block_size
+        length = -(-lengths // (split * size)) * size
+        first = np.minimum(np.arange(split) * length[:, None], lengths[:, None])
+        end = np.minimum(first + length[:, None], lengths[:, None])
+        return split, np.ascontiguousarray(first).reshape(-1), np.ascontiguousarray(end).reshape(-1)
+
+    def begin(self, rotary: Rotary) -> None:
+        a = self._arguments
+        a[ANGLES], a[HALF] = rotary.table.data_ptr(), rotary.dim // 2
+
+    def run(self, qkv: torch.Tensor, norms: HeadNorms | None, cache: KVCache, layer: int, window: int, out: torch.Tensor) -> None:
+        """Attention.run into out [T, heads, head_dim]; qkv is contiguous."""
+        a = self._arguments
+        a[QKV], a[OUT], a[WINDOW], a[NUM_BLOCKS] = qkv.data_ptr(), out.data_ptr(), window, cache.num_blocks
+        a[K_CACHE], a[V_CACHE] = cache.k[layer].data_ptr(), cache.v[layer].data_ptr()
+        if norms is None:
+            a[Q_NORM] = 0
+        else:
+            a[Q_NORM], a[K_NORM], a[EPS_BITS] = norms.q.data_ptr(), norms.k.data_ptr(), int(np.float32(norms.eps).view(np.uint32))
+        a[NEXT_TILE] = a[NEXT_PART] = 0
+        self._launch(self._used)
+
+    def _compile(self) -> None:
+        began = time.monotonic()
+        try:
+            from gpu_workers.attention.cpu_attention_kernel import compiled, scratch_bytes
+            from gpu_workers.device.cpu_native import launcher
+
+            shape = self._shape
+            kernel = compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, shape.dtype == torch.bfloat16)
+            tokens = max(1, min(TILE_TOKENS, TILE_ROWS // shape.group))
+            self._scratch_bytes = lambda keys: scratch_bytes(shape.head_dim, shape.group, tokens, keys)
+            self._arguments[COUNTERS] = self._arguments.ctypes.data + NEXT_TILE * self._arguments.itemsize
+            self._launch = launcher(kernel, self._arguments)
+        except Exception as error:
+            # Whatever numba, the cache directory or a missing libgomp may raise: torch computes the same, more slowly.
+            log.warning("attention stays with torch: %s: %s", type(error).__name__, error)
+            return
+        self.ready = True
+        log.debug("attention compiled in %.1f s", time.monotonic() - began)

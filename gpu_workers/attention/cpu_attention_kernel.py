@@ -1,0 +1,336 @@
+"""The numba source of attention (cpu_attention.py says what it computes). Imported only by the thread that compiles it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc
+
+from gpu_workers.attention.cpu_attention import (
+    ANGLES,
+    COUNTERS,
+    DECODE_ROW,
+    DECODING,
+    EPS_BITS,
+    HALF,
+    K_CACHE,
+    K_NORM,
+    LENGTHS,
+    NUM_ARGUMENTS,
+    NUM_BLOCKS,
+    NUM_NEW,
+    OUT,
+    PART_END,
+    PART_FIRST,
+    PARTIALS,
+    POSITIONS,
+    Q_NORM,
+    QKV,
+    ROWS,
+    SCALE_BITS,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SLOTS,
+    SPLIT,
+    STARTS,
+    TABLE_WIDTH,
+    TABLES,
+    THREADS,
+    TILE_FIRST,
+    TILE_ROW,
+    TILE_ROWS,
+    TILE_TOKENS,
+    TILES,
+    TOKENS,
+    V_CACHE,
+    WINDOW,
+)
+from gpu_workers.attention.cpu_attention_vectors import add_values, score_keys
+from gpu_workers.device.cpu_native import as_float, barrier, exponential, narrow, pointer, signature, thread_number, widen
+from gpu_workers.layers.cpu_linear_vectors import FLOAT32, PANEL, fetch_add, multiply_panel
+
+# Query rows that are multiplied together, and keys that a tile meets at a time.
+HEIGHT, KEYS = 6, 128
+LEAST = np.float32(-1e30)
+
+
+def _blocks(group: int, tokens: int) -> int:
+    """Blocks of HEIGHT query rows in a tile of so many tokens."""
+    return -(-group * tokens // HEIGHT)
+
+
+def scratch_bytes(dim: int, group: int, tokens: int, keys: int) -> int:
+    """What one thread needs: for tiles of `tokens`, and for parts of `keys` keys."""
+    rows, width = _blocks(group, tokens) * HEIGHT, -(-dim // PANEL) * PANEL
+    tile = rows * (dim + width + 2) + KEYS * (dim + width + 2 * HEIGHT) + HEIGHT * PANEL
+    return 4 * (max(tile, group * (keys + 2 * dim)) + dim + 64)
+
+
+def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool) -> Any:
+    """The kernel for these sizes, from numba's cache if it was compiled on this machine before.
+
+    The cache lies beside this file like a .pyc, or in the user's own cache directory where that is not writable.
+    """
+    try:
+        return _compiled(head_dim, group, kv_heads, block_size, bf16, True)
+    except RuntimeError:  # numba found no directory that it may write to
+        return _compiled(head_dim, group, kv_heads, block_size, bf16, False)
+
+
+def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool, cache: bool) -> Any:
+    dim, size, heads = head_dim, block_size, group
+    all_heads = (group + 2) * kv_heads
+    turning = (group + 1) * kv_heads
+    dtype = np.uint16 if bf16 else np.float32
+    is_bf16, number = int(bf16), 2 if bf16 else 4
+    block_bytes = size * dim * number
+    tile_tokens = max(1, min(TILE_TOKENS, TILE_ROWS // group))
+    tile_blocks = _blocks(group, tile_tokens)
+    panels = -(-dim // PANEL)
+    width = panels * PANEL
+    by_dim = 2 if dim % 2 == 0 else 1
+    plain, height, panel, keys_at_once, least = FLOAT32, HEIGHT, PANEL, KEYS, LEAST
+
+    @cfunc(signature, nopython=True, cache=cache, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+    def kernel(address):  # type: ignore[no-untyped-def]
+        a = carray(address, (NUM_ARGUMENTS,), np.int64)
+        me, threads, tokens, rows, window = thread_number(), a[THREADS], a[TOKENS], a[ROWS], a[WINDOW]
+        lengths = carray(pointer(a[LENGTHS]), (rows,), np.int64)
+        num_new = carray(pointer(a[NUM_NEW]), (rows,), np.int64)
+        starts = carray(pointer(a[STARTS]), (rows + 1,), np.int64)
+        tables = carray(pointer(a[TABLES]), (rows, a[TABLE_WIDTH]), np.int32)
+        k_cache = carray(pointer(a[K_CACHE]), (a[NUM_BLOCKS], kv_heads, size * dim), dtype)
+        v_cache = carray(pointer(a[V_CACHE]), (a[NUM_BLOCKS], kv_heads, size * dim), dtype)
+        qkv = carray(pointer(a[QKV]), (tokens, all_heads, dim), dtype)
+        out = carray(pointer(a[OUT]), (tokens, kv_heads * heads, dim), dtype)
+        scale = as_float(np.uint32(a[SCALE_BITS]))
+        mine = a[SCRATCH] + me * a[SCRATCH_BYTES]
+
+        # Norm and turn queries and keys; keys and values go into the cache.
+        half = a[HALF]
+        positions = carray(pointer(a[POSITIONS]), (tokens,), np.int64)
+        slots = carray(pointer(a[SLOTS]), (tokens,), np.int64)
+        angles = carray(pointer(a[ANGLES]), (1,), np.float32)
+        numbers = carray(pointer(mine), (dim,), np.float32)
+        eps = as_float(np.uint32(a[EPS_BITS]))
+        for t in range(tokens * me // threads, tokens * (me + 1) // threads):
+            home, offset, angle = slots[t] // size, slots[t] % size * dim, positions[t] * 2 * half
+            for h in range(turning):
+                for d in range(dim):
+                    numbers[d] = widen(qkv[t, h, d]) if bf16 else qkv[t, h, d]
+                if a[Q_NORM] != 0:
+                    weight = carray(pointer(a[Q_NORM] if h < turning - kv_heads else a[K_NORM]), (dim,), dtype)
+                    squares = np.float32(0.0)
+                    for d in range(dim):
+                        squares += numbers[d] * numbers[d]
+                    factor = np.float32(1.0) / np.sqrt(squares / np.float32(dim) + eps)
+                    for d in range(dim):
+                        numbers[d] *= factor * (widen(weight[d]) if bf16 else weight[d])
+                for d in range(half):
+                    low, high, cosine, sine = numbers[d], numbers[half + d], angles[angle + d], angles[angle + half + d]
+                    numbers[d] = low * cosine - high * sine
+                    numbers[half + d] = high * cosine + low * sine
+                if h < turning - kv_heads:
+                    for d in range(dim):
+                        qkv[t, h, d] = narrow(numbers[d]) if bf16 else numbers[d]
+                else:
+                    for d in range(dim):
+                        k_cache[home, h - (turning - kv_heads), offset + d] = narrow(numbers[d]) if bf16 else numbers[d]
+            for h in range(kv_heads):
+                for d in range(dim):
+                    v_cache[home, h, offset + d] = qkv[t, turning + h, d]
+        if threads > 1:
+            barrier()
+
+        # Tiles: several queries of a row against its keys, KEYS of them at a time, with a running softmax.
+        tile_row = carray(pointer(a[TILE_ROW]), (a[TILES],), np.int64)
+        tile_first = carray(pointer(a[TILE_FIRST]), (a[TILES],), np.int64)
+        most_rows = tile_blocks * height
+        queries_at = mine
+        turned_at = queries_at + most_rows * dim * 4
+        values_at = turned_at + keys_at_once * dim * 4
+        weights_at = values_at + keys_at_once * width * 4
+        scores_at = weights_at + keys_at_once * height * 4
+        sums_at = scores_at + keys_at_once * height * 4
+        totals_at = sums_at + height * panel * 4
+        queries = carray(pointer(queries_at), (tile_blocks, dim, height), np.float32)
+        turned = carray(pointer(turned_at), (keys_at_once // panel, dim, panel), np.float32)
+        values = carray(pointer(values_at), (panels, keys_at_once, panel), np.float32)
+        weights = carray(pointer(weights_at), (keys_at_once, height), np.float32)
+        scores = carray(pointer(scores_at), (height, keys_at_once), np.float32)
+        sums = carray(pointer(sums_at), (height, panel), np.float32)
+        totals = carray(pointer(totals_at), (most_rows, width), np.float32)
+        largest = carray(pointer(totals_at + most_rows * width * 4), (most_rows,), np.float32)
+        share = carray(pointer(totals_at + most_rows * (width + 1) * 4), (most_rows,), np.float32)
+        item = fetch_add(a[COUNTERS], 1)
+        while item < a[TILES] * kv_heads:
+            row, first, head = tile_row[item // kv_heads], tile_first[item // kv_heads], item % kv_heads
+            count = min(tile_tokens, num_new[row] - first)
+            token, position = starts[row] + first, lengths[row] - num_new[row] + first
+            used = count * heads
+            blocks = (used + height - 1) // height
+            for r in range(blocks * height):
+                for d in range(dim):
+                    value = np.float32(0.0)
+                    if r < used:
+                        number = qkv[token + r // heads, head * heads + r % heads, d]
+                        value = (widen(number) if bf16 else number) * scale
+                    queries[r // height, d, r % height] = value
+                for d in range(width):
+                    totals[r, d] = np.float32(0.0)
+                largest[r], share[r] = least, np.float32(0.0)
+            begin = max(0, position + 1 - window) if window > 0 else 0
+            end = position + count
+            for chunk in range(begin, end, keys_at_once):
+                known = min(keys_at_once, end - chunk)
+                filled = (known + panel - 1) // panel * panel
+                for j in range(filled):
+                    if j < known:
+                        home, offset = tables[row, (chunk + j) // size], (chunk + j) % size * dim
+                        for d in range(dim):
+                            number = k_cache[home, head, offset + d]
+                            turned[j // panel, d, j % panel] = widen(number) if bf16 else number
+                        for d in range(dim):
+                            number = v_cache[home, head, offset + d]
+                            values[d // panel, j, d % panel] = widen(number) if bf16 else number
+                        for d in range(dim, width):
+                            values[d // panel, j, d % panel] = np.float32(0.0)
+                    else:
+                        for d in range(dim):
+                            turned[j // panel, d, j % panel] = np.float32(0.0)
+                        for d in range(width):
+                            values[d // panel, j, d % panel] = np.float32(0.0)
+                for b in range(blocks):
+                    if position + min(count - 1, (b * height + height - 1) // heads) < chunk:
+                        continue
+                    for p in range(filled // panel):
+                        multiply_panel(
+                            queries_at + b * dim * height * 4, turned_at + p * dim * panel * 4, dim, sums_at, height, by_dim, plain
+                        )
+                        for r in range(height):
+                            for j in range(panel):
+                                scores[r, p * panel + j] = sums[r, j]
+                    for r in range(height):
+                        at = position + min(count - 1, (b * height + r) // heads)
+                        low = max(0, at + 1 - window - chunk) if window > 0 else 0
+                        high = min(known, at + 1 - chunk)
+                        most = largest[b * height + r]
+                        for j in range(low, high):
+                            most = max(most, scores[r, j])
+                        total = np.float32(0.0)
+                        for j in range(filled):
+                            e = exponential(min(scores[r, j] - most, np.float32(0.0)))
+                            e = e if low <= j < high else np.float32(0.0)
+                            scores[r, j] = e
+                            total += e
+                        for j in range(filled):
+                            weights[j, r] = scores[r, j]
+                        kept = exponential(largest[b * height + r] - most)
+                        largest[b * height + r] = most
+                        share[b * height + r] = share[b * height + r] * kept + total
+                        for d in range(width):
+                            totals[b * height + r, d] *= kept
+                    for p in range(panels):
+                        multiply_panel(weights_at, values_at + p * keys_at_once * panel * 4, filled, sums_at, height, 2, plain)
+                        for r in range(height):
+                            for d in range(panel):
+                                totals[b * height + r, p * panel + d] += sums[r, d]
+            for r in range(used):
+                inverse = np.float32(1.0) / share[r]
+                for d in range(dim):
+                    value = totals[r, d] * inverse
+                    out[token + r // heads, head * heads + r % heads, d] = narrow(value) if bf16 else value
+            item = fetch_add(a[COUNTERS], 1)
+
+        # Parts: a row's one query against some of its keys, all scores first. A row of several parts is put together at the end.
+        split, decoding = a[SPLIT], a[DECODING]
+        decode_row = carray(pointer(a[DECODE_ROW]), (decoding,), np.int64)
+        part_first = carray(pointer(a[PART_FIRST]), (decoding * split,), np.int64)
+        part_end = carray(pointer(a[PART_END]), (decoding * split,), np.int64)
+        items = decoding * split * kv_heads
+        portion = max(1, items // (threads * 16))
+        query_at = mine
+        total_at = query_at + heads * dim * 4
+        part_scores_at = total_at + heads * dim * 4
+        query = carray(pointer(query_at), (heads * dim,), np.float32)
+        sum_of = carray(pointer(total_at), (heads * dim,), np.float32)
+        row_scores = carray(pointer(part_scores_at), (1,), np.float32)
+        partials = carray(pointer(a[PARTIALS]), (items, heads, dim + 2), np.float32)
+        start = fetch_add(a[COUNTERS] + 8, portion)
+        while start < items:
+            for item in range(start, min(start + portion, items)):
+                part, head = item // kv_heads, item % kv_heads
+                row = decode_row[part // split]
+                token, length = starts[row], lengths[row]
+                begin = max(part_first[part], length - window) if window > 0 else part_first[part]
+                end = max(begin, part_end[part])
+                for g in range(heads):
+                    for d in range(dim):
+                        number = qkv[token, head * heads + g, d]
+                        query[g * dim + d] = (widen(number) if bf16 else number) * scale
+                        sum_of[g * dim + d] = np.float32(0.0)
+                first, last = begin // size, (end + size - 1) // size
+                if begin == end:
+                    last = first
+                stride = (last - first) * size
+                for b in range(first, last):
+                    keys = a[K_CACHE] + (np.int64(tables[row, b]) * kv_heads + head) * block_bytes
+                    score_keys(query_at, keys, part_scores_at + (b - first) * size * 4, stride, dim, heads, size, is_bf16)
+                low, high = begin - first * size, end - first * size
+                for g in range(heads):
+                    most = least
+                    for j in range(low, high):
+                        most = max(most, row_scores[g * stride + j])
+                    weight = np.float32(0.0)
+                    for j in range(low, high):
+                        e = exponential(row_scores[g * stride + j] - most)
+                        row_scores[g * stride + j] = e
+                        weight += e
+                    if split > 1:
+                        partials[item, g, dim] = most
+                        partials[item, g, dim + 1] = weight
+                    else:
+                        inverse = np.float32(1.0) / weight
+                        for j in range(low, high):
+                            row_scores[g * stride + j] *= inverse
+                for b in range(first, last):
+                    block_at = a[V_CACHE] + (np.int64(tables[row, b]) * kv_heads + head) * block_bytes
+                    at = (b - first) * size
+                    add_values(
+                        part_scores_at + at * 4, stride, block_at, total_at, max(low - at, 0), min(high - at, size), dim, heads, is_bf16
+                    )
+                if split > 1:
+                    for g in range(heads):
+                        for d in range(dim):
+                            partials[item, g, d] = sum_of[g * dim + d]
+                else:
+                    for g in range(heads):
+                        for d in range(dim):
+                            value = sum_of[g * dim + d]
+                            out[token, head * heads + g, d] = narrow(value) if bf16 else value
+            start = fetch_add(a[COUNTERS] + 8, portion)
+        if split > 1:
+            barrier()
+            for unit in range(me, decoding * kv_heads, threads):
+                place, head = unit // kv_heads, unit % kv_heads
+                token = starts[decode_row[place]]
+                for g in range(heads):
+                    most = least
+                    for s in range(split):
+                        most = max(most, partials[(place * split + s) * kv_heads + head, g, dim])
+                    weight = np.float32(0.0)
+                    for d in range(dim):
+                        sum_of[d] = np.float32(0.0)
+                    for s in range(split):
+                        item = (place * split + s) * kv_heads + head
+                        factor = exponential(partials[item, g, dim] - most)
+                        weight += factor * partials[item, g, dim + 1]
+                        for d in range(dim):
+                            sum_of[d] += factor * partials[item, g, d]
+                    inverse = np.float32(1.0) / weight
+                    for d in range(dim):
+                        value = sum_of[d] * inverse
+                        out[token, head * heads + g, d] = narrow(value) if bf16 else value
+
+    return kernel
