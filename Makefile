@@ -38,7 +38,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c '$(CHECK_PYTHON)'
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(BIN)/python -m ensurepip
 	$(PIP) install -c constraints.txt setuptools torch
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,clients]'
+	$(PIP) install -c constraints.txt --no-deps instructor
 	@touch $@
 
 serve: install
