@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ from tests.api.server import DEMO, ApiServer, api_server
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def measure(streams: int, frontends: int, tokens: int, rounds: int, pace: float) -> dict[str, Any]:
+def measure(
+    streams: int, frontends: int, tokens: int, rounds: int, pace: float, inspect: Callable[[ApiServer], object] | None = None
+) -> dict[str, Any]:
+    """One configuration; inspect: called with the server after the load, before it ends."""
     config = Config(
         scheduler=SchedulerConfig(max_num_seqs=max(streams, 2), max_num_batched_tokens=max(8192, streams)),
         parallel=ParallelConfig(frontends=frontends),
@@ -47,7 +51,10 @@ def measure(streams: int, frontends: int, tokens: int, rounds: int, pace: float)
         api_server(config, frontends, kind=InstantWorker, words=cycle, pace=pace, num_blocks=blocks) as server,
     ):
         order = Order(server.port, streams, tokens, rounds, tokenizer_words, os.path.join(directory, "arrivals.npy"))
-        return {"streams": streams, "frontends": frontends, "pace_ms": pace * 1e3, **_run(server, order)}
+        result = {"streams": streams, "frontends": frontends, "pace_ms": pace * 1e3, **_run(server, order)}
+        if inspect is not None:
+            inspect(server)
+        return result
 
 
 def _run(server: ApiServer, order: Order) -> dict[str, Any]:

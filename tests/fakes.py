@@ -360,10 +360,12 @@ class FakeSupervisor(threading.Thread):
 
 
 _CHILD = """
-import os, sys
+import importlib, os, sys
 import msgspec
 from ipc.config import ChildSpec
 from scheduler_proc.run import run
+if os.environ.get("TEST_PRELUDE"):
+    importlib.import_module(os.environ["TEST_PRELUDE"])
 spec = msgspec.json.decode(os.read(int(os.environ["QUIRE_SPEC_FD"]), 1 << 22), type=ChildSpec)
 sys.exit(run(spec))
 """

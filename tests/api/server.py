@@ -23,10 +23,12 @@ from tests.fakes import ROOT, FakeEngine, fake_engine
 
 DEMO = ROOT / "quire" / "demo_model"
 _CHILD = """
-import os, sys
+import importlib, os, sys
 import msgspec
 from ipc.config import ChildSpec
 from frontend.run import run
+if os.environ.get("TEST_PRELUDE"):
+    importlib.import_module(os.environ["TEST_PRELUDE"])
 sys.exit(run(msgspec.json.decode(os.read(int(os.environ["QUIRE_SPEC_FD"]), 1 << 22), type=ChildSpec)))
 """
 

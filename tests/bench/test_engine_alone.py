@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench import engine_alone, startup
+from bench import engine_alone, startup, step_path
 from bench.instant_worker import WIDTH, words
 from bench.stream_load import Client, Order, arrivals
 from frontend.tokenizer import Tokenizer
@@ -39,6 +39,13 @@ def test_a_delay_is_counted_from_the_latest_step_of_that_word() -> None:
     found = engine_alone._delays(Worker, np.array([[0, 1, 255], [2565, 2575, 2565]]), 256)  # type: ignore[arg-type]
     # Word 0 at 2565 is of step 256 (2560), word 1 at 2575 of step 257 (2570), word 255 at 2565 of step 255 (2550).
     assert (found * 1e6).tolist() == [5.0, 5.0, 15.0]
+
+
+def test_each_stage_of_a_step_is_stamped_in_order() -> None:
+    result = step_path.measure(rows=4, steps=40, pace=0.005)
+    assert set(result["stages_us"]) == set(step_path.STAGES)
+    assert all(value > 0 for name, value in result["stages_us"].items() if not name.startswith("tokens:")), result
+    assert result["sampled_to_client_ms"]["p50"] * 1e3 > result["stages_us"]["apply"]
 
 
 @pytest.mark.slow
