@@ -163,6 +163,19 @@ def test_what_requests_ask_for_comes_out_as_on_the_cpu(checkpoints: dict[str, st
             assert rows[at].logprobs[-1][1:3] == (rank, ids)
 
 
+def test_bad_words_of_several_tokens_see_the_token_of_the_step_before(checkpoints: dict[str, str]) -> None:
+    player = player_on(SyncMachine(), checkpoints["llama"])
+    free = player.add(0, prompt(9))
+    player.run([free], 4)
+    first, second, third, _ = free.output
+    bound, other = player.add(3, prompt(9), bad_words=[[first, second]]), player.add(1, prompt(9), bad_words=[[first, second, third]])
+    player.run([bound, other], 3)
+    assert bound.output[0] == first
+    assert bound.output[1] != second
+    assert other.output[:2] == [first, second]
+    assert other.output[2] != third
+
+
 def test_prompt_logprobs_in_chunks(checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpu_workers.cuda.runner.LOGITS_AT_ONCE", 4 * VOCAB)
     path = checkpoints["llama"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 
 from gpu_workers.collectives import Collectives, join, meet, who_is_silent
 from gpu_workers.nccl import NCCLCollectives, id_of, new_id
+from gpu_workers.worker import Worker
 from ipc.arena import STATUS_WORDS, Stat
 from ipc.errors import QuireError
 
@@ -144,3 +146,20 @@ def test_the_silent_rank_is_named(ages: list[int], steps: list[int], said: str) 
         record[Stat.HEARTBEAT_NS], record[Stat.STEPS] = (100 - age) * 10**9, count
         records.append(record)
     assert said in who_is_silent(records, 100 * 10**9)
+
+
+@pytest.mark.parametrize("seconds, gives_up", [(29.0, False), (31.0, True)])
+def test_a_step_that_does_not_end_ends_the_worker(seconds: float, gives_up: bool) -> None:
+    """The group is left first: a rank that waits in a sum over all of them could not say anything any more."""
+    happened: list[str] = []
+    now = time.monotonic_ns()
+    records = [np.zeros(STATUS_WORDS, np.int64) for _ in range(2)]
+    records[0][Stat.HEARTBEAT_NS], records[1][Stat.HEARTBEAT_NS] = now, now - 60 * 10**9
+    worker = Worker.__new__(Worker)
+    worker.num_ranks, worker.status, worker._scheduler = 2, records[0], None
+    worker._runner = SimpleNamespace(waiting_seconds=seconds)  # type: ignore[assignment]
+    worker.arena = SimpleNamespace(status=lambda role, rank: records[rank])  # type: ignore[assignment]
+    worker.ranks = SimpleNamespace(close=lambda: happened.append("left"))  # type: ignore[assignment]
+    worker.fail = lambda error: happened.append(str(error))  # type: ignore[method-assign]
+    worker.heartbeat()
+    assert happened == (["left", "a step has not ended for 30 s: rank 1 gave no sign of life for 5 s"] if gives_up else [])
