@@ -35,7 +35,8 @@ class Pages:
         """[tokens, kv_heads, dim] of a request."""
         length = self.lengths[row]
         at = self.tables[row, : -(-length // self.k.shape[2])].long()
-        first, second = (cache[at].float().transpose(1, 2).flatten(0, 1)[:length] for cache in (self.k, self.v))
+        chosen = (cache.view(torch.uint8)[at].view(cache.dtype) for cache in (self.k, self.v))  # not every torch indexes fp8
+        first, second = (each.float().transpose(1, 2).flatten(0, 1)[:length] for each in chosen)
         return first, second
 
 
