@@ -36,6 +36,9 @@ def test_lists_and_booleans_come_from_the_environment() -> None:
         ({}, {"QUIRE_ENABLE_PREFIX_CACHING": "maybe"}, ["QUIRE_ENABLE_PREFIX_CACHING", "true or false"]),
         ({}, {"QUIRE_POT": "1"}, ["QUIRE_POT", "'port'"]),
         ({"kv_cache_memory": "lots"}, {}, ["kv_cache_memory", "lots"]),
+        ({"gpu_memory_utilization": 1.5}, {}, ["--gpu-memory-utilization", "1.5"]),
+        ({"gpu_memory_utilization": 0}, {}, ["--gpu-memory-utilization", "> 0"]),
+        ({"enforce_eager": "perhaps"}, {}, ["--enforce-eager", "perhaps"]),
         ({"max_num_seqs": 4096}, {}, ["max_num_batched_tokens", "4096"]),
     ],
 )
