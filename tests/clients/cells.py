@@ -54,6 +54,7 @@ class Target:
 
     server: Server
     _plain: dict[str, Any] = field(default_factory=dict)
+    _clients: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -62,6 +63,13 @@ class Target:
     @property
     def v1(self) -> str:
         return self.server.url + "/v1"
+
+    def client(self, make: Callable[..., Any], **options: Any) -> Any:
+        """A client of the kind that `make` makes, the same one each time: making one costs most of a cell's time."""
+        key = (make, tuple(options.items()))
+        if key not in self._clients:
+            self._clients[key] = make(**options)
+        return self._clients[key]
 
     def plain(self, path: str, body: dict[str, Any]) -> Any:
         """The answer to a request without any client library, asked for once: what every client must get as well."""

@@ -16,7 +16,8 @@ TEXT = {"model": MODEL, "prompt": "Once upon a time", **SETTINGS}
 
 
 def client(target: Target) -> openai.OpenAI:
-    return openai.OpenAI(base_url=target.v1, api_key="none", max_retries=0)
+    made: openai.OpenAI = target.client(openai.OpenAI, base_url=target.v1, api_key="none", max_retries=0)
+    return made
 
 
 def expected_chat(target: Target) -> Any:
@@ -32,39 +33,37 @@ def expected_response(target: Target) -> str:
 
 @cell("openai", CHAT, "answer")
 def chat(target: Target) -> None:
-    with client(target) as api:
-        answer = api.chat.completions.create(model=MODEL, messages=USER, **SETTINGS)
+    api = client(target)
+    answer = api.chat.completions.create(model=MODEL, messages=USER, **SETTINGS)
     assert answer.choices[0].message.content == expected_chat(target)
     assert answer.usage is not None and answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
 @cell("openai", CHAT, "stream")
 def chat_stream(target: Target) -> None:
-    with client(target) as api:
-        chunks = list(
-            api.chat.completions.create(model=MODEL, messages=USER, stream=True, stream_options={"include_usage": True}, **SETTINGS)
-        )
+    api = client(target)
+    chunks = list(api.chat.completions.create(model=MODEL, messages=USER, stream=True, stream_options={"include_usage": True}, **SETTINGS))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected_chat(target)
     assert len(chunks) > 4 and chunks[-1].usage is not None
 
 
 @cell("openai", CHAT, "tools")
 def chat_tools(target: Target) -> None:
-    with client(target) as api:
-        answer = api.chat.completions.create(model=MODEL, messages=ASK, tools=[TOOL], tool_choice="required", **LONG)
-        [call, *_] = answer.choices[0].message.tool_calls or []
-        assert answer.choices[0].finish_reason == "tool_calls" and call.function.name == "add"
-        check_arguments(json.loads(call.function.arguments))
-        turn = answer.choices[0].message.model_dump(exclude_none=True)
-        said = [*ASK, turn, *({"role": "tool", "tool_call_id": each.id, "content": "12"} for each in answer.choices[0].message.tool_calls)]
-        assert api.chat.completions.create(model=MODEL, messages=said, tools=[TOOL], max_tokens=10).choices[0].message.role == "assistant"
+    api = client(target)
+    answer = api.chat.completions.create(model=MODEL, messages=ASK, tools=[TOOL], tool_choice="required", **LONG)
+    [call, *_] = answer.choices[0].message.tool_calls or []
+    assert answer.choices[0].finish_reason == "tool_calls" and call.function.name == "add"
+    check_arguments(json.loads(call.function.arguments))
+    turn = answer.choices[0].message.model_dump(exclude_none=True)
+    said = [*ASK, turn, *({"role": "tool", "tool_call_id": each.id, "content": "12"} for each in answer.choices[0].message.tool_calls)]
+    assert api.chat.completions.create(model=MODEL, messages=said, tools=[TOOL], max_tokens=10).choices[0].message.role == "assistant"
 
 
 @cell("openai", CHAT, "streamed tools")
 def chat_stream_tools(target: Target) -> None:
     named = {"type": "function", "function": {"name": "add"}}
+    api = client(target)
     with (
-        client(target) as api,
         api.chat.completions.stream(
             model=MODEL, messages=ASK, tools=[TOOL | {"function": ADD | {"strict": True}}], tool_choice=named, **LONG
         ) as stream,
@@ -76,104 +75,105 @@ def chat_stream_tools(target: Target) -> None:
 
 @cell("openai", CHAT, "structured output")
 def chat_parse(target: Target) -> None:
-    with client(target) as api:
-        parsed = api.chat.completions.parse(model=MODEL, messages=USER, response_format=Item, max_tokens=60).choices[0].message.parsed
+    api = client(target)
+    parsed = api.chat.completions.parse(model=MODEL, messages=USER, response_format=Item, max_tokens=60).choices[0].message.parsed
     assert parsed is not None
     parsed.check()
 
 
 @cell("openai", CHAT, "errors")
 def chat_errors(target: Target) -> None:
-    with client(target) as api:
-        for kind, change in (
-            (openai.BadRequestError, {"temperature": 9}),
-            (openai.NotFoundError, {"model": "other"}),
-            (openai.BadRequestError, {"messages": [{"role": "user", "content": "word " * 5000}]}),
-        ):
-            with pytest.raises(kind) as caught:
-                api.chat.completions.create(**{"model": MODEL, "messages": USER, **change})
-            assert caught.value.status_code in (400, 404) and caught.value.code != "" and caught.value.request_id
+    api = client(target)
+    for kind, change in (
+        (openai.BadRequestError, {"temperature": 9}),
+        (openai.NotFoundError, {"model": "other"}),
+        (openai.BadRequestError, {"messages": [{"role": "user", "content": "word " * 5000}]}),
+    ):
+        with pytest.raises(kind) as caught:
+            api.chat.completions.create(**{"model": MODEL, "messages": USER, **change})
+        assert caught.value.status_code in (400, 404) and caught.value.code != "" and caught.value.request_id
 
 
 @cell("openai", COMPLETIONS, "answer")
 def text(target: Target) -> None:
-    with client(target) as api:
-        assert api.completions.create(**TEXT).choices[0].text == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
+    api = client(target)
+    assert api.completions.create(**TEXT).choices[0].text == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
 
 
 @cell("openai", COMPLETIONS, "stream")
 def text_stream(target: Target) -> None:
-    with client(target) as api:
-        pieces = [chunk.choices[0].text for chunk in api.completions.create(**TEXT, stream=True)]
+    api = client(target)
+    pieces = [chunk.choices[0].text for chunk in api.completions.create(**TEXT, stream=True)]
     assert "".join(pieces) == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
 
 
 @cell("openai", RESPONSES, "answer")
 def response(target: Target) -> None:
-    with client(target) as api:
-        first = api.responses.create(model=MODEL, input=QUESTION, max_output_tokens=24, temperature=0)
-        assert first.output_text == expected_response(target) and api.responses.retrieve(first.id).output_text == first.output_text
-        second = api.responses.create(model=MODEL, input="Again.", previous_response_id=first.id, max_output_tokens=8)
-        assert second.usage is not None and first.usage is not None and second.usage.input_tokens > first.usage.input_tokens
-        api.responses.delete(first.id)
+    api = client(target)
+    first = api.responses.create(model=MODEL, input=QUESTION, max_output_tokens=24, temperature=0)
+    assert first.output_text == expected_response(target) and api.responses.retrieve(first.id).output_text == first.output_text
+    second = api.responses.create(model=MODEL, input="Again.", previous_response_id=first.id, max_output_tokens=8)
+    assert second.usage is not None and first.usage is not None and second.usage.input_tokens > first.usage.input_tokens
+    api.responses.delete(first.id)
 
 
 @cell("openai", RESPONSES, "stream")
 def response_stream(target: Target) -> None:
-    with client(target) as api, api.responses.stream(model=MODEL, input=QUESTION, max_output_tokens=24, temperature=0) as stream:
+    api = client(target)
+    with api.responses.stream(model=MODEL, input=QUESTION, max_output_tokens=24, temperature=0) as stream:
         pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
         assert "".join(pieces) == expected_response(target) == stream.get_final_response().output_text
 
 
 @cell("openai", RESPONSES, "tools")
 def response_tools(target: Target) -> None:
-    with client(target) as api:
-        tools: Any = [{"type": "function", "strict": True, **ADD}]
-        answer = api.responses.create(model=MODEL, input=TASK, tools=tools, tool_choice="required", max_output_tokens=100, temperature=0)
+    api = client(target)
+    tools: Any = [{"type": "function", "strict": True, **ADD}]
+    answer = api.responses.create(model=MODEL, input=TASK, tools=tools, tool_choice="required", max_output_tokens=100, temperature=0)
     [call, *_] = [item for item in answer.output if item.type == "function_call"]
     check_arguments(json.loads(call.arguments))
 
 
 @cell("openai", RESPONSES, "structured output")
 def response_parse(target: Target) -> None:
-    with client(target) as api:
-        parsed = api.responses.parse(model=MODEL, input=QUESTION, text_format=Item, max_output_tokens=60).output_parsed
+    api = client(target)
+    parsed = api.responses.parse(model=MODEL, input=QUESTION, text_format=Item, max_output_tokens=60).output_parsed
     assert parsed is not None
     parsed.check()
 
 
 @cell("openai", RESPONSES, "errors")
 def response_errors(target: Target) -> None:
-    with client(target) as api:
-        with pytest.raises(openai.NotFoundError) as caught:
-            api.responses.retrieve("resp_none")
-        assert caught.value.status_code == 404
+    api = client(target)
+    with pytest.raises(openai.NotFoundError) as caught:
+        api.responses.retrieve("resp_none")
+    assert caught.value.status_code == 404
 
 
 @cell("openai", "/v1/models", "list")
 def models(target: Target) -> None:
-    with client(target) as api:
-        assert [each.id for each in api.models.list()] == [MODEL] and api.models.retrieve(MODEL).owned_by == "quire"
+    api = client(target)
+    assert [each.id for each in api.models.list()] == [MODEL] and api.models.retrieve(MODEL).owned_by == "quire"
 
 
 @cell("openai", "/v1/files", "upload, list, read, delete")
 def files(target: Target) -> None:
-    with client(target) as api:
-        made = api.files.create(file=("a.txt", b"some text"), purpose="user_data")
-        assert api.files.content(made.id).read() == b"some text" and made.id in [each.id for each in api.files.list()]
-        assert api.files.delete(made.id).deleted
+    api = client(target)
+    made = api.files.create(file=("a.txt", b"some text"), purpose="user_data")
+    assert api.files.content(made.id).read() == b"some text" and made.id in [each.id for each in api.files.list()]
+    assert api.files.delete(made.id).deleted
 
 
 @cell("openai", "/v1/batches", "answer")
 def batches(target: Target) -> None:
     line = {"custom_id": "one", "method": "POST", "url": COMPLETIONS, "body": TEXT}
-    with client(target) as api:
-        file = api.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
-        made = api.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
-        eventually(lambda: api.batches.retrieve(made.id).status == "completed")
-        output = api.batches.retrieve(made.id).output_file_id
-        assert output is not None
-        answer = json.loads(api.files.content(output).text)["response"]["body"]
+    api = client(target)
+    file = api.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    made = api.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
+    eventually(lambda: api.batches.retrieve(made.id).status == "completed")
+    output = api.batches.retrieve(made.id).output_file_id
+    assert output is not None
+    answer = json.loads(api.files.content(output).text)["response"]["body"]
     assert answer["choices"][0]["text"] == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
 
 

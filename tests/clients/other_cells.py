@@ -23,20 +23,22 @@ MESSAGES = "/v1/messages"
 
 
 def claude(target: Target) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=target.url, api_key="none", max_retries=0)
+    made: anthropic.Anthropic = target.client(anthropic.Anthropic, base_url=target.url, api_key="none", max_retries=0)
+    return made
 
 
 @cell("anthropic", MESSAGES, "answer")
 def message(target: Target) -> None:
-    with claude(target) as api:
-        answer = api.messages.create(model=MODEL, messages=USER, max_tokens=24, extra_body={"temperature": 0})
+    api = claude(target)
+    answer = api.messages.create(model=MODEL, messages=USER, max_tokens=24, extra_body={"temperature": 0})
     assert "".join(block.text for block in answer.content if block.type == "text") == expected_chat(target)
     assert answer.usage.output_tokens > 0
 
 
 @cell("anthropic", MESSAGES, "stream")
 def message_stream(target: Target) -> None:
-    with claude(target) as api, api.messages.stream(model=MODEL, messages=USER, max_tokens=24, extra_body={"temperature": 0}) as stream:
+    api = claude(target)
+    with api.messages.stream(model=MODEL, messages=USER, max_tokens=24, extra_body={"temperature": 0}) as stream:
         assert "".join(stream.text_stream) == expected_chat(target)
         assert stream.get_final_message().stop_reason in ("end_turn", "max_tokens")
 
@@ -44,9 +46,9 @@ def message_stream(target: Target) -> None:
 @cell("anthropic", MESSAGES, "tools")
 def message_tools(target: Target) -> None:
     tool: Any = {"name": "add", "description": ADD["description"], "input_schema": ADD["parameters"]}
-    with claude(target) as api:
-        more: Any = {"tools": [tool], "tool_choice": {"type": "tool", "name": "add"}, "extra_body": {"temperature": 0}}
-        answer = api.messages.create(model=MODEL, messages=ASK, max_tokens=100, **more)
+    api = claude(target)
+    more: Any = {"tools": [tool], "tool_choice": {"type": "tool", "name": "add"}, "extra_body": {"temperature": 0}}
+    answer = api.messages.create(model=MODEL, messages=ASK, max_tokens=100, **more)
     [call] = [block for block in answer.content if block.type == "tool_use"]
     assert answer.stop_reason == "tool_use" and call.name == "add"
     check_arguments(dict(call.input))
@@ -54,48 +56,54 @@ def message_tools(target: Target) -> None:
 
 @cell("anthropic", MESSAGES, "structured output")
 def message_format(target: Target) -> None:
-    with claude(target) as api:
-        wanted = {"format": {"type": "json_schema", "schema": Item.model_json_schema() | {"additionalProperties": False}}}
-        answer = api.messages.create(model=MODEL, messages=USER, max_tokens=60, extra_body={"output_config": wanted})
+    api = claude(target)
+    wanted = {"format": {"type": "json_schema", "schema": Item.model_json_schema() | {"additionalProperties": False}}}
+    answer = api.messages.create(model=MODEL, messages=USER, max_tokens=60, extra_body={"output_config": wanted})
     Item.model_validate_json("".join(block.text for block in answer.content if block.type == "text")).check()
 
 
 @cell("anthropic", MESSAGES, "errors")
 def message_errors(target: Target) -> None:
-    with claude(target) as api:
-        for kind, change in ((anthropic.BadRequestError, {"max_tokens": 0}), (anthropic.NotFoundError, {"model": "other"})):
-            with pytest.raises(kind) as caught:
-                api.messages.create(**{"model": MODEL, "messages": USER, "max_tokens": 5, **change})
-            assert isinstance(caught.value.body, dict) and caught.value.body["type"] == "error"
+    api = claude(target)
+    for kind, change in ((anthropic.BadRequestError, {"max_tokens": 0}), (anthropic.NotFoundError, {"model": "other"})):
+        with pytest.raises(kind) as caught:
+            api.messages.create(**{"model": MODEL, "messages": USER, "max_tokens": 5, **change})
+        assert isinstance(caught.value.body, dict) and caught.value.body["type"] == "error"
 
 
 @cell("anthropic", "/v1/messages/count_tokens", "answer")
 def count(target: Target) -> None:
-    with claude(target) as api:
-        counted = api.messages.count_tokens(model=MODEL, messages=USER).input_tokens
+    api = claude(target)
+    counted = api.messages.count_tokens(model=MODEL, messages=USER).input_tokens
     assert counted == target.plain(CHAT, {"model": MODEL, "messages": USER, **SETTINGS})["usage"]["prompt_tokens"]
 
 
 @cell("anthropic", "/v1/models", "list")
 def claude_models(target: Target) -> None:
-    with claude(target) as api:
-        assert [each.id for each in api.models.list()] == [MODEL] and api.models.retrieve(MODEL).display_name == MODEL
+    api = claude(target)
+    assert [each.id for each in api.models.list()] == [MODEL] and api.models.retrieve(MODEL).display_name == MODEL
 
 
 # ollama
+
+
+def llama(target: Target) -> ollama.Client:
+    made: ollama.Client = target.client(ollama.Client, host=target.url)
+    return made
+
 
 OPTIONS = {"num_predict": 24, "temperature": 0}
 
 
 @cell("ollama", "/api/chat", "answer")
 def ollama_chat(target: Target) -> None:
-    answer = ollama.Client(target.url).chat(MODEL, USER, options=OPTIONS)
+    answer = llama(target).chat(MODEL, USER, options=OPTIONS)
     assert answer.message.content == expected_chat(target) and answer.done and answer.eval_count
 
 
 @cell("ollama", "/api/chat", "stream")
 def ollama_stream(target: Target) -> None:
-    pieces = list(ollama.Client(target.url).chat(MODEL, USER, options=OPTIONS, stream=True))
+    pieces = list(llama(target).chat(MODEL, USER, options=OPTIONS, stream=True))
     assert "".join(each.message.content or "" for each in pieces) == expected_chat(target) and len(pieces) > 4 and pieces[-1].done
 
 
@@ -103,45 +111,48 @@ def ollama_stream(target: Target) -> None:
 def ollama_tools(target: Target) -> None:
     """The API has no way to demand a call; the demo model calls this tool by itself."""
     said = [{"role": "user", "content": "What is 5 + 7?"}]
-    answer = ollama.Client(target.url).chat(MODEL, said, tools=[CALCULATOR], options={"num_predict": 100, "temperature": 0})
+    answer = llama(target).chat(MODEL, said, tools=[CALCULATOR], options={"num_predict": 100, "temperature": 0})
     assert [call.function.name for call in answer.message.tool_calls or []] == ["calculator"]
     assert "5" in answer.message.tool_calls[0].function.arguments["expression"]
 
 
 @cell("ollama", "/api/chat", "structured output")
 def ollama_format(target: Target) -> None:
-    answer = ollama.Client(target.url).chat(MODEL, USER, format=Item.model_json_schema(), options={"num_predict": 60})
+    answer = llama(target).chat(MODEL, USER, format=Item.model_json_schema(), options={"num_predict": 60})
     Item.model_validate_json(answer.message.content or "").check()
 
 
 @cell("ollama", "/api/chat", "errors")
 def ollama_errors(target: Target) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
-        ollama.Client(target.url).chat("other", USER)
+        llama(target).chat("other", USER)
     assert caught.value.status_code == 404 and "other" in caught.value.error
 
 
 @cell("ollama", "/api/generate", "answer")
 def ollama_generate(target: Target) -> None:
-    answer = ollama.Client(target.url).generate(MODEL, TEXT["prompt"], raw=True, options=OPTIONS)
+    answer = llama(target).generate(MODEL, TEXT["prompt"], raw=True, options=OPTIONS)
     assert answer.response == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
 
 
 @cell("ollama", "/api/tags", "list")
 def ollama_list(target: Target) -> None:
-    assert [each.model for each in ollama.Client(target.url).list().models] == [MODEL]
+    assert [each.model for each in llama(target).list().models] == [MODEL]
 
 
 @cell("ollama", "/api/show", "answer")
 def ollama_show(target: Target) -> None:
-    assert "completion" in (ollama.Client(target.url).show(MODEL).capabilities or [])
+    assert "completion" in (llama(target).show(MODEL).capabilities or [])
 
 
 # langchain-openai
 
 
 def chain(target: Target, **more: Any) -> langchain_openai.ChatOpenAI:
-    return langchain_openai.ChatOpenAI(base_url=target.v1, api_key="none", model=MODEL, max_retries=0, **more)
+    made: langchain_openai.ChatOpenAI = target.client(
+        langchain_openai.ChatOpenAI, base_url=target.v1, api_key="none", model=MODEL, max_retries=0, **more
+    )
+    return made
 
 
 @cell("langchain-openai", CHAT, "answer")
@@ -235,13 +246,13 @@ def lite_ollama(target: Target) -> None:
 
 @cell("instructor", CHAT, "structured output")
 def instructor_schema(target: Target) -> None:
-    with client(target) as api:
-        patched = instructor.from_openai(api, mode=instructor.Mode.JSON_SCHEMA)
-        patched.chat.completions.create(model=MODEL, messages=USER, response_model=Item, max_tokens=60, max_retries=0).check()
+    api = client(target)
+    patched = instructor.from_openai(api, mode=instructor.Mode.JSON_SCHEMA)
+    patched.chat.completions.create(model=MODEL, messages=USER, response_model=Item, max_tokens=60, max_retries=0).check()
 
 
 @cell("instructor", CHAT, "tools")
 def instructor_tools(target: Target) -> None:
-    with client(target) as api:
-        patched = instructor.from_openai(api, mode=instructor.Mode.TOOLS)
-        patched.chat.completions.create(model=MODEL, messages=ASK, response_model=Item, max_retries=0, **LONG).check()
+    api = client(target)
+    patched = instructor.from_openai(api, mode=instructor.Mode.TOOLS)
+    patched.chat.completions.create(model=MODEL, messages=ASK, response_model=Item, max_retries=0, **LONG).check()
