@@ -32,6 +32,7 @@ ENDPOINTS = [
     "/v1/messages/count_tokens",
     "/api/chat",
     "/api/generate",
+    "/api/embed",
     "/api/tags",
     "/api/show",
 ]
@@ -121,10 +122,18 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     assert set(arguments) == {"a", "b"} and all(type(value) is int and 0 <= value <= 99 for value in arguments.values()), arguments
 
 
+def check_vectors(found: Any, expected: list[list[float]]) -> None:
+    """Equal up to float32 and what one vector's batch may do to another's last bits."""
+    assert len(found) == len(expected) == len(TEXTS)
+    for one, other in zip(found, expected):
+        assert len(one) == len(other) > 8 and max(abs(a - b) for a, b in zip(one, other)) < 1e-4
+
+
 QUESTION = "Count from 3 to 9."
 USER = [{"role": "user", "content": QUESTION}]
 MODEL = "quire-demo"
 SETTINGS: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
+TEXTS = ["Once upon a time", "Count from 3 to 9."]
 # With this question the demo model calls at once; with others it may think first, for as long as it may.
 TASK = "Use the tool to add 5 and 7."
 ASK = [{"role": "user", "content": TASK}]

@@ -8,7 +8,23 @@ from typing import Any
 import openai
 import pytest
 
-from tests.clients.cells import ADD, ASK, LONG, MODEL, QUESTION, SETTINGS, TASK, TOOL, USER, Item, Target, cell, check_arguments
+from tests.clients.cells import (
+    ADD,
+    ASK,
+    LONG,
+    MODEL,
+    QUESTION,
+    SETTINGS,
+    TASK,
+    TEXTS,
+    TOOL,
+    USER,
+    Item,
+    Target,
+    cell,
+    check_arguments,
+    check_vectors,
+)
 from tests.processes.server import eventually
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -150,6 +166,26 @@ def response_errors(target: Target) -> None:
     assert caught.value.status_code == 404
 
 
+def expected_vectors(target: Target) -> list[list[float]]:
+    answer = target.plain("/v1/embeddings", {"model": MODEL, "input": TEXTS})
+    return [each["embedding"] for each in answer["data"]]
+
+
+@cell("openai", "/v1/embeddings", "answer")
+def embeddings(target: Target) -> None:
+    """The client asks for base64 by itself."""
+    found = client(target).embeddings.create(model=MODEL, input=TEXTS)
+    check_vectors([each.embedding for each in found.data], expected_vectors(target))
+    assert found.usage.prompt_tokens > 0
+
+
+@cell("openai", "/v1/embeddings", "errors")
+def embeddings_errors(target: Target) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client(target).embeddings.create(model=MODEL, input=[])
+    assert caught.value.param == "input"
+
+
 @cell("openai", "/v1/models", "list")
 def models(target: Target) -> None:
     api = client(target)
@@ -175,6 +211,19 @@ def batches(target: Target) -> None:
     assert output is not None
     answer = json.loads(api.files.content(output).text)["response"]["body"]
     assert answer["choices"][0]["text"] == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
+
+
+@cell("openai", "/v1/batches", "embeddings")
+def batch_of_embeddings(target: Target) -> None:
+    api = client(target)
+    line = {"custom_id": "one", "method": "POST", "url": "/v1/embeddings", "body": {"model": MODEL, "input": TEXTS}}
+    file = api.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    made = api.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    eventually(lambda: api.batches.retrieve(made.id).status == "completed")
+    output = api.batches.retrieve(made.id).output_file_id
+    assert output is not None
+    answer = json.loads(api.files.content(output).text)["response"]["body"]
+    check_vectors([each["embedding"] for each in answer["data"]], expected_vectors(target))
 
 
 # asynchronous
@@ -233,3 +282,10 @@ async def async_response(target: Target) -> None:
 async def async_models(target: Target) -> None:
     async with async_client(target) as api:
         assert [each.id async for each in api.models.list()] == [MODEL]
+
+
+@cell("openai (async)", "/v1/embeddings", "answer")
+async def async_embeddings(target: Target) -> None:
+    async with async_client(target) as api:
+        found = await api.embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")
+    check_vectors([each.embedding for each in found.data], expected_vectors(target))

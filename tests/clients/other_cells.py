@@ -13,8 +13,25 @@ import ollama
 import openai
 import pytest
 
-from tests.clients.cells import ADD, ASK, CALCULATOR, LONG, MODEL, QUESTION, SETTINGS, TASK, TOOL, USER, Item, Target, cell, check_arguments
-from tests.clients.openai_cells import CHAT, COMPLETIONS, TEXT, client, expected_chat
+from tests.clients.cells import (
+    ADD,
+    ASK,
+    CALCULATOR,
+    LONG,
+    MODEL,
+    QUESTION,
+    SETTINGS,
+    TASK,
+    TEXTS,
+    TOOL,
+    USER,
+    Item,
+    Target,
+    cell,
+    check_arguments,
+    check_vectors,
+)
+from tests.clients.openai_cells import CHAT, COMPLETIONS, TEXT, client, expected_chat, expected_vectors
 
 MESSAGES = "/v1/messages"
 
@@ -135,6 +152,11 @@ def ollama_generate(target: Target) -> None:
     assert answer.response == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
 
 
+@cell("ollama", "/api/embed", "answer")
+def ollama_embed(target: Target) -> None:
+    check_vectors(llama(target).embed(MODEL, TEXTS).embeddings, expected_vectors(target))
+
+
 @cell("ollama", "/api/tags", "list")
 def ollama_list(target: Target) -> None:
     assert [each.model for each in llama(target).list().models] == [MODEL]
@@ -188,6 +210,15 @@ def chain_errors(target: Target) -> None:
     assert caught.value.param == "temperature"
 
 
+@cell("langchain-openai", "/v1/embeddings", "answer")
+def chain_embeddings(target: Target) -> None:
+    # It would cut texts into tokens of OpenAI's by itself.
+    made = target.client(
+        langchain_openai.OpenAIEmbeddings, base_url=target.v1, api_key="none", model=MODEL, check_embedding_ctx_length=False
+    )
+    check_vectors(made.embed_documents(TEXTS), expected_vectors(target))
+
+
 # litellm
 
 
@@ -227,6 +258,12 @@ def lite_errors(target: Target) -> None:
     with pytest.raises(litellm.BadRequestError) as caught:
         lite(target, temperature=9)
     assert caught.value.status_code == 400 and "temperature" in str(caught.value)
+
+
+@cell("litellm", "/v1/embeddings", "answer")
+def lite_embeddings(target: Target) -> None:
+    found = litellm.embedding(model=f"hosted_vllm/{MODEL}", api_base=target.v1, input=TEXTS)
+    check_vectors([each["embedding"] for each in found.data], expected_vectors(target))
 
 
 @cell("litellm", MESSAGES, "answer")
