@@ -41,7 +41,7 @@ def main(part: Part) -> None:
         from tests.cuda_on_cpu.emulator import emulated
 
         with emulated():
-            _measure(part, TINY, ((2, 32, 3),))
+            _measure(part, TINY, ((1, 16, 2), (2, 32, 3)))
     else:
         _measure(part, LLAMA_8B, DECODE)
 
@@ -50,7 +50,7 @@ def _measure(part: Part, model: Model, sizes: Iterable[tuple[int, int, int]]) ->
     from tests.gpu_workers.player import Player
 
     most = max(requests for requests, _, _ in sizes)
-    blocks = 1 + sum(requests * (-(-(context + 2 * tokens + 32) // 16)) for requests, context, tokens in sizes)
+    blocks = 1 + max(requests * (-(-(context + 2 * tokens + 32) // 16)) for requests, context, tokens in sizes)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), model)
         began = time.perf_counter()
@@ -66,6 +66,8 @@ def _measure(part: Part, model: Model, sizes: Iterable[tuple[int, int, int]]) ->
         rows = _started(player, model, first_row, requests, context)
         first_row += requests
         _decode(part, player, model, rows, context, tokens)
+        for row in rows:
+            player.free(row)
     player.device.close()
 
 
