@@ -35,7 +35,7 @@ class Part:
         """torch's name of where tensors live."""
         return "cpu" if self.dry else "cuda"
 
-    def record(self, name: str, **figures: Any) -> None:
+    def record(self, name: str, /, **figures: Any) -> None:
         """Keep and print one line of figures. Numbers that are not finite become None, which JSON has."""
         kept = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in figures.items()}
         self.results[name] = kept

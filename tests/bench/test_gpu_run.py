@@ -9,13 +9,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import kernels, report, steps
+from bench.gpu import kernels, machine, report, steps
 from bench.gpu.__main__ import STEPS, Step
 from bench.gpu.case import Case
 from bench.gpu.part import Part
@@ -114,6 +115,22 @@ def test_the_exit_status_tells(status: str, code: int, tmp_path: Path, monkeypat
 
 def test_no_time_left_is_said(tmp_path: Path) -> None:
     assert gpu._run(Step("machine", 30), 1.0, options(tmp_path), {}, tmp_path)["status"] == "cut short"
+
+
+def test_a_gpu_is_described_and_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines that only a machine with a GPU prints, with torch's and nvidia-smi's answers given."""
+    about = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, L2_cache_size=50 << 20)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70 << 30, 79 << 30))
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    answer = SimpleNamespace(stdout="NVIDIA H100 80GB HBM3, 580.159.04, 81559 MiB, 345 MHz, 1980 MHz, 2619 MHz, 30, 70.10 W, 5\n")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: answer)
+    part = Part(tmp_path / "r.json")
+    machine.main(part)
+    assert part.results["gpu"]["name"] == "NVIDIA H100 80GB HBM3" and part.results["gpu"]["l2_mib"] == 50
+    assert part.results["nvidia-smi"]["driver_version"] == "580.159.04"
+    assert gpu._gpu({"machine": {"results": part.results}}) == "nvidia-h100-80gb-hbm3"
 
 
 def case(output: torch.Tensor, write: float | None, expected: float = 1.0) -> partial[Case]:
