@@ -96,7 +96,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
     include_reasoning: bool | None = None
     audio: Any = None
     modalities: list[str] | None = None
-    prediction: Any = None
     best_of: Int = None
     web_search_options: Any = None
 
@@ -112,7 +111,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
             message.check(place)
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
             raise InvalidRequestError(f"reasoning_effort must be one of {', '.join(EFFORTS)}", "reasoning_effort")
-        for name in ("functions", "function_call", "chat_template", "audio", "prediction", "web_search_options"):
+        for name in ("functions", "function_call", "chat_template", "audio", "web_search_options"):
             if getattr(self, name) not in (None, [], "none"):
                 raise not_supported(f"{name} is not supported by this version of quire", name)
         if self.best_of not in (None, 1):

@@ -1,9 +1,9 @@
 """Fields that completions and chat completions share, by OpenAI's and vLLM's names.
 
-Accepted and ignored, because they cannot change what is generated here: user, metadata, store, service_tier, parallel_tool_calls,
-safety_identifier, prompt_cache_key, prompt_cache_retention, prompt_cache_options, moderation, verbosity, modalities=["text"], session_id,
-spaces_between_special_tokens (no tokenizer here puts spaces there), and every name we do not know. Names that would change it and that
-this version does not have are refused: `REFUSED`.
+Accepted and ignored, because they cannot change what is generated here: user, metadata, store, service_tier, safety_identifier,
+prompt_cache_key, prompt_cache_retention, prompt_cache_options, moderation, verbosity, prediction (it makes OpenAI's servers faster),
+modalities=["text"], session_id, rid, data_parallel_rank, spaces_between_special_tokens (no tokenizer here puts spaces there), and all
+names that we do not know. Names that would change it and that this version does not have are refused: frontend/schemas/refused.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import msgspec
 
 from frontend.beam_search import Wishes
-from frontend.http_errors import not_supported
 from frontend.preparation import Truncation
 from frontend.schemas.numbers import Int, integer
+from frontend.schemas.refused import RefusedFields
 from frontend.schemas.structured import structured_outputs
 from frontend.sse import Extras
 from ipc.config import ModelInfo
@@ -24,28 +24,6 @@ from ipc.sampling_params import RepetitionDetectionParams, SamplingParams
 
 MAX_SALT = 128
 MAX_LENGTH_PENALTY = 10
-
-# Field name to the values that mean nothing and may pass; anything else would be dropped in silence.
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "prompt_embeds": (),
-    "watermarking": (False,),
-    "kv_transfer_params": (),
-    "ec_transfer_params": (),
-    "mm_processor_kwargs": ({},),
-    "media_io_kwargs": ({},),
-    "lora_path": (),
-    "stop_regex": (),
-    "input_ids": (),
-    "logits_processors": (),
-    "custom_logit_processor": (),
-    "custom_params": ({},),
-    "session_params": ({},),
-    "return_hidden_states": (False,),
-    "separate_reasoning": (True,),
-    "stream_reasoning": (True,),
-    "no_stop_trim": (False,),
-    "vllm_xargs": ({},),
-}
 
 
 class StreamOptions(msgspec.Struct):
@@ -69,7 +47,7 @@ class Repetition(msgspec.Struct):
         return RepetitionDetectionParams(max_pattern_size=longest, min_pattern_size=shortest or 1, min_count=count)
 
 
-class GenerationRequest(msgspec.Struct, kw_only=True):
+class GenerationRequest(RefusedFields, kw_only=True):
     """What a client may say about how to generate."""
 
     model: str | None = None
@@ -123,25 +101,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     regex: Any = None
     ebnf: Any = None
     json_schema: Any = None
-    # Refused unless they say nothing; declared so that they are seen at all.
-    prompt_embeds: Any = None
-    watermarking: Any = None
-    kv_transfer_params: Any = None
-    ec_transfer_params: Any = None
-    mm_processor_kwargs: Any = None
-    media_io_kwargs: Any = None
-    lora_path: Any = None
-    stop_regex: Any = None
-    input_ids: Any = None
-    logits_processors: Any = None
-    custom_logit_processor: Any = None
-    custom_params: Any = None
-    session_params: Any = None
-    return_hidden_states: Any = None
-    separate_reasoning: Any = None
-    stream_reasoning: Any = None
-    no_stop_trim: Any = None
-    vllm_xargs: Any = None
 
     @property
     def include_usage(self) -> bool:
@@ -185,10 +144,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
 
     def check(self, policy: str) -> None:
         """Raise InvalidRequestError for what this version cannot honour and for fields that contradict one another."""
-        for name, harmless in REFUSED.items():
-            value = getattr(self, name)
-            if value is not None and value not in harmless:
-                raise not_supported(f"{name} is not supported by this version of quire", name)
+        self.refuse()
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options needs stream to be true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from frontend.schemas.numbers import Int
+from frontend.schemas.refused import RefusedFields
 
 
 class InputMessage(msgspec.Struct, kw_only=True):
@@ -18,7 +19,7 @@ class InputMessage(msgspec.Struct, kw_only=True):
     content: str | list[dict[str, Any]]
 
 
-class MessagesRequest(msgspec.Struct, kw_only=True):
+class MessagesRequest(RefusedFields, kw_only=True):
     """max_tokens is required for creating a message and means nothing for counting tokens. timeout, cache_salt, min_p, priority, seed,
     repetition_penalty and chat_template_kwargs are ours, as in chat completions."""
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from frontend.http_errors import not_supported
 from frontend.schemas.numbers import Int
+from frontend.schemas.refused import RefusedFields
 from ipc.errors import InvalidRequestError
 
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
@@ -19,8 +18,11 @@ LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")  # the latter asks for nothing here: reasoning is not encrypted
 
 
-class ResponsesRequest(msgspec.Struct, kw_only=True):
+class ResponsesRequest(RefusedFields, kw_only=True):
     """OpenAI's fields, and of ours those that chat completions have, too."""
+
+    previous_input_messages: Any = None
+    enable_response_messages: Any = None
 
     input: str | list[dict[str, Any]] | None = None
     model: str | None = None
@@ -58,6 +60,14 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     timeout: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    include_reasoning: bool | None = None
+    structured_outputs: Any = None
+    thinking_token_budget: Int = None
+    min_tokens: Int = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -66,7 +76,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 
     def check(self) -> None:
         """Raise InvalidRequestError for what this version cannot honour."""
-        for name in ("prompt", "conversation", "context_management"):
+        self.refuse()
+        for name in ("prompt", "conversation", "context_management", "previous_input_messages", "enable_response_messages"):
             if getattr(self, name):
                 raise not_supported(f"{name} is not supported by this version of quire", name)
         if self.truncation not in (None, "disabled", "auto"):

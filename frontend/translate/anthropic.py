@@ -54,6 +54,7 @@ def chat_request(body: MessagesRequest) -> ChatRequest:
 
 
 def _refuse(body: MessagesRequest) -> None:
+    body.refuse()
     for name in ("container", "mcp_servers"):
         if getattr(body, name):
             raise not_supported(f"{name} is not supported: nothing is run outside of the model", name)

@@ -31,6 +31,14 @@ _SAME_FIELDS = (
     "timeout",
     "parallel_tool_calls",
     "chat_template_kwargs",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "include_reasoning",
+    "structured_outputs",
+    "thinking_token_budget",
+    "min_tokens",
+    "bad_words",
+    "allowed_token_ids",
 )
 
 
