@@ -16,6 +16,6 @@ def keep_best(output: RequestOutput, count: int, show_logprobs: bool) -> None:
 
 
 def _mean(completion: CompletionOutput) -> float:
-    assert completion.logprobs is not None
-    total = sum(entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs))
+    total = completion.cumulative_logprob
+    assert total is not None
     return total / max(1, len(completion.token_ids))

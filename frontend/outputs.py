@@ -38,6 +38,13 @@ class CompletionOutput:
     message: Message | None = None
     reasoning_tokens: int = 0
 
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Of all tokens together; None where logprobs were not asked for."""
+        if self.logprobs is None:
+            return None
+        return sum(entry[token].logprob for token, entry in zip(self.token_ids, self.logprobs))
+
 
 @dataclass(slots=True)
 class EmbeddingOutput:

@@ -106,3 +106,13 @@ def restored_copy(path: str, directory: Path, name: str) -> str:
             module.weight.data = rounded(module.weight.data, bits).restored(module.weight.dtype)
     model.save_pretrained(directory)
     return str(directory)
+
+
+def loglikelihood(path: str, tokens: Sequence[int]) -> list[float]:
+    """Log-probabilities of all tokens but the first, each after those before it."""
+    import torch
+
+    with torch.inference_mode():
+        logits = load(path)(torch.tensor([list(tokens)])).logits[0, :-1].float()
+    wanted = torch.tensor(list(tokens[1:]))
+    return torch.log_softmax(logits, -1).gather(1, wanted[:, None])[:, 0].tolist()

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from quire.child_process import cpu_seconds
+from tests import oracle
 from tests.processes.server import Server, alive, children_of, eventually
 
 
@@ -43,6 +44,27 @@ def test_the_printed_curl_line_answers(server: Server) -> None:
         assert '"chat.completion"' in answer
     answer = server.post("/v1/chat/completions", json.loads(body))
     assert answer["choices"][0]["message"]["content"]
+
+
+def test_loglikelihoods_as_lm_eval_reads_them(server: Server) -> None:
+    """It sends lists of ids with echo and one token more, and asks whether a token is greedy by comparing floats."""
+    prompts = [[5, 900, 7, 4000, 12, 13], list(range(300, 340))]
+    body = {"prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    answer = server.post("/v1/completions", body)
+    without = server.post("/v1/completions", {**body, "max_tokens": 0})
+    greedy = 0
+    for ids, choice, alone in zip(prompts, answer["choices"], without["choices"]):
+        logprobs = choice["logprobs"]
+        assert len(logprobs["token_logprobs"]) == len(ids) + 1 and logprobs["token_logprobs"][0] is None
+        assert alone["logprobs"]["token_logprobs"] == logprobs["token_logprobs"][:-1]
+        for value, token, top in zip(logprobs["token_logprobs"][1:], logprobs["tokens"][1:], logprobs["top_logprobs"][1:]):
+            assert top[token] == value <= max(top.values())
+            greedy += value == max(top.values())
+        assert logprobs["token_logprobs"][-1] == max(logprobs["top_logprobs"][-1].values()), "the one that was made is greedy"
+    assert 2 <= greedy < 40
+    assert without["usage"]["completion_tokens"] == 0
+    expected = oracle.loglikelihood(str(oracle.DEMO_MODEL), prompts[1])
+    assert answer["choices"][1]["logprobs"]["token_logprobs"][1:-1] == pytest.approx(expected, rel=0.05, abs=0.25)  # bfloat16
 
 
 def test_it_starts_with_bounded_work(server: Server, record_property: Callable[[str, object], None]) -> None:
