@@ -154,6 +154,32 @@ def test_what_is_forced(client: anthropic.Anthropic) -> None:
         assert all(block.input["ok"] in ("yes", "no") for block in called.content)
 
 
+@pytest.mark.parametrize("thinking", [{"type": "between_tools"}, {"type": "adaptive"}, {"type": "disabled"}], ids=str)
+def test_what_current_clients_send(client: anthropic.Anthropic, thinking: Any) -> None:
+    cached: Any = {"type": "ephemeral"}
+    tool: Any = {
+        **TOOL,
+        "cache_control": cached,
+        "eager_input_streaming": True,
+        "defer_loading": False,
+        "input_examples": [{"a": 1}],
+        "strict": True,
+    }
+    answer = client.messages.create(
+        model="demo",
+        max_tokens=60,
+        system=[{"type": "text", "text": "be kind", "cache_control": cached}],
+        messages=user([{"type": "text", "text": "hello you", "cache_control": cached}]),
+        thinking=thinking,
+        output_config={"effort": "low"},
+        tools=[tool],
+        metadata={"user_id": "u"},
+        service_tier="auto",
+        extra_body={"cache_control": cached, "temperature": 0.5},
+    )
+    assert answer.content[0].text == "hello you"
+
+
 def test_models(client: anthropic.Anthropic) -> None:
     [model] = client.models.list()
     assert (model.id, model.type, model.max_input_tokens) == ("demo", "model", 2047)

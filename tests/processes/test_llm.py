@@ -16,7 +16,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from quire import LLM, AsyncLLM, ConfigError, EngineDeadError, InvalidRequestError, SamplingParams
+from quire import (
+    LLM,
+    AsyncLLM,
+    BeamSearchParams,
+    ConfigError,
+    EngineDeadError,
+    InvalidRequestError,
+    RequestOutputKind,
+    SamplingParams,
+)
 from tests import oracle
 from tests.processes.server import alive, eventually
 
@@ -205,6 +214,19 @@ def test_async_streams(tiny_llama: str) -> None:
             assert [token for each in deltas for token in each.token_ids] == last.outputs[0].token_ids
             results = await asyncio.gather(*(_last(engine, [number, 9]) for number in range(20)))
             assert [len(each) for each in results] == [12] * 20
+
+            # every fifth token, only the end, no text; and a search
+            fifth = [each async for each in engine.generate([5, 6, 7], replace(GREEDY, stream_interval=5))]
+            assert len(fifth) <= 4 and fifth[-1].outputs[0].token_ids == last.outputs[0].token_ids
+            kinds = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
+            news, only = [[each async for each in engine.generate([5, 6, 7], replace(GREEDY, output_kind=kind))] for kind in kinds]
+            assert "".join(each.outputs[0].text for each in news) == last.outputs[0].text
+            assert [each.outputs[0].token_ids for each in only] == [last.outputs[0].token_ids]
+            silent = [each async for each in engine.generate([5, 6, 7], replace(GREEDY, detokenize=False, logprobs=0))][-1].outputs[0]
+            assert (silent.text, silent.token_ids) == ("", last.outputs[0].token_ids)
+            assert silent.cumulative_logprob == sum(entry[token].logprob for token, entry in zip(silent.token_ids, silent.logprobs or []))
+            best = await engine.beam_search([5, 6, 7], BeamSearchParams(beam_width=2, max_tokens=3, ignore_eos=True))
+            assert len(best.sequences) == 2 and best.sequences[0].score >= best.sequences[1].score
 
             # leaving early, aborting by name, and errors
             long = SamplingParams(max_tokens=900, ignore_eos=True)
