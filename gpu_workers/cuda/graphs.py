@@ -50,7 +50,7 @@ class DecodeGraphs:
             if self._missed[bucket] < PATIENCE:
                 return None
             self._record(bucket)
-        return bucket
+        return bucket if bucket in self._graphs else None
 
     def replay(self, bucket: int) -> None:
         self._graphs[bucket].replay()
@@ -61,7 +61,7 @@ class DecodeGraphs:
         if not missing:
             return False
         self._record(max(missing, key=lambda bucket: (self._missed.get(bucket, 0), -bucket)))
-        if len(missing) == 1:
+        if len(missing) == 1 and self._graphs:
             log.info("%d decode graphs recorded in %.1f s", len(self._graphs), self._seconds)
         return True
 
@@ -70,5 +70,9 @@ class DecodeGraphs:
         self._prepare()
         # Once for real: modules are loaded and workspaces allocated then, which recording must not do.
         self._run(bucket)
-        self._graphs[bucket] = self._machine.capture(lambda: self._run(bucket))
+        try:
+            self._graphs[bucket] = self._machine.capture(lambda: self._run(bucket))
+        except RuntimeError as error:
+            log.warning("decode steps are launched without graphs, which is slower: recording %d rows failed: %s", bucket, error)
+            self.buckets = [size for size in self.buckets if size in self._graphs]
         self._seconds += time.monotonic() - began

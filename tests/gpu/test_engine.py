@@ -127,3 +127,8 @@ def test_a_stream_survives_a_killed_worker(server: Server) -> None:
     assert undisturbed.startswith(before)
     assert completion_tokens == 400
     eventually(lambda: len(server.children()) == 3, 60)
+
+
+def test_graphs_are_recorded_once_it_is_ready(server: Server) -> None:
+    eventually(lambda: "decode graphs recorded" in server.output, 120)
+    assert "without graphs" not in server.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from ipc import config as ipc_config
 from ipc.arena import Dimensions, PlanHeader, RowFlag
 from ipc.config import Config
 from ipc.errors import ConfigError
-from tests.cuda_on_cpu.sync_machine import SyncEvent, SyncMachine
+from tests.cuda_on_cpu.sync_machine import KeptWork, SyncEvent, SyncMachine
 
 KEY = Key("m", "torch.bfloat16", 0, 1, "GPU", 1, 2, 3, 4, 5, 6, 7, "dummy", "2.13", "s")
 
@@ -65,6 +66,24 @@ def test_graphs_are_recorded_on_demand_and_in_spare_time() -> None:
     assert not graphs.record_next()
     assert [graphs.bucket(rows) for rows in (1, 2, 3, 4)] == [1, 2, 4, 4]
     assert len(machine.graphs) == 3
+
+
+def test_without_graphs_steps_are_still_served(caplog: pytest.LogCaptureFixture) -> None:
+    """What was recorded before a failure stays in use; nothing is tried a second time."""
+
+    class Refusing(SyncMachine):
+        def capture(self, work: Callable[[], None]) -> KeptWork:
+            if self.graphs:
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+            return super().capture(work)
+
+    graphs = DecodeGraphs(Refusing(), 4, lambda: None, lambda bucket: None)
+    assert graphs.record_next()
+    with caplog.at_level(logging.WARNING):
+        graphs.record_next()
+    assert "without graphs" in caplog.text and "not permitted" in caplog.text
+    assert not graphs.record_next()
+    assert [graphs.bucket(rows) for rows in (1, 2, 2, 2, 4, 4)] == [1, None, None, None, None, None]
 
 
 def test_the_waiter_keeps_order_and_passes_errors_on() -> None:
