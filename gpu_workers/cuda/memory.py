@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 # All graphs share one pool, which holds the activations of the largest; the rest is the driver's, for some 50 of them.
 GRAPH_BYTES = 512 * 2**20
+SETTLE_SECONDS = 10.0
+LOOK_SECONDS = 0.1  # between two looks
 LESS_MEMORY = "--max-model-len, --max-num-batched-tokens or --max-num-seqs lower"
 
 
@@ -89,8 +92,7 @@ class Budget:
     def expect(self, weight_bytes: int) -> None:
         """So many bytes of weights are about to be loaded. Raises ConfigError when they cannot fit."""
         self._weights = weight_bytes
-        free = self._machine.free()
-        if weight_bytes > free:
+        if weight_bytes > self._settled():
             raise ConfigError(f"the weights need about {_gib(weight_bytes)} of GPU memory; {self._state()}. {self._advice()}")
 
     def kv_cache_bytes(self, key: Key, ranks: Collectives, largest_step: Callable[[], None], graphs: bool) -> int:
@@ -110,6 +112,16 @@ class Budget:
                 f"{self._advice()}"
             )
         return left
+
+    def _settled(self) -> int:
+        """Free memory, once it grows no more: a worker that was killed a moment ago may still be giving its own back."""
+        free, deadline = self._machine.free(), time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+            before, free = free, self._machine.free()
+            if free <= before:
+                break
+        return free
 
     def explain(self, error: BaseException) -> BaseException:
         """The error, or what a user can do about it."""

@@ -184,6 +184,20 @@ def test_too_little_memory_says_how_much_and_what_to_do(cache: Path) -> None:
     assert budget.explain(other) is other
 
 
+def test_memory_that_a_killed_worker_gives_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LOOK_SECONDS", 0.001)
+
+    class Releasing(SyncMachine):
+        def free(self) -> int:
+            self.free_bytes = min(self.free_bytes + 200, 900)
+            return self.free_bytes
+
+    machine = Releasing(free_bytes=100)
+    Budget(machine, 0.9).expect(850)
+    with pytest.raises(ConfigError, match="weights need"):
+        Budget(Releasing(free_bytes=100), 0.9).expect(901)
+
+
 SHAPE = AttentionShape(64, 4, 2, 16, torch.bfloat16)
 
 
