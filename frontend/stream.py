@@ -258,6 +258,8 @@ class CollectStream(Stream):
             return self.stopped or self._splitter.done
         if self._stop is not None:
             self._parts.append(self.text_of(token))
+        elif self._watch is None:
+            return False
         return self.stopped
 
     def push_last(self, token: int) -> None:

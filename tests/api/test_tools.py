@@ -120,6 +120,9 @@ def test_streaming_gives_the_same(client: openai.OpenAI, text: str, content: str
     assert (parts["content"], parts["reasoning"], parts["reason"]) == (content, reasoning, choice.finish_reason)
     assert parts["calls"] == [[call.function.name, call.function.arguments] for call in message.tool_calls or []]
     assert parts["usage"].completion_tokens == whole.usage.completion_tokens
+    rarely = streamed(client, text, tools=TOOLS, extra_body={"stream_interval": 7})
+    assert rarely["pieces"] <= parts["pieces"]
+    assert rarely | {"pieces": 0, "usage": None} == parts | {"pieces": 0, "usage": None}
     assert parts["usage"].completion_tokens_details.reasoning_tokens == whole.usage.completion_tokens_details.reasoning_tokens
     assert (whole.usage.completion_tokens_details.reasoning_tokens > 4) == bool(reasoning)
     if "get_weather" in calls:
