@@ -163,7 +163,8 @@ class BatchRunner:
 
     async def _validate(self, row: sqlite3.Row) -> None:
         path, endpoint = self._files.content_path(row["input_file_id"]), row["endpoint"]
-        total, model, problems = await asyncio.get_running_loop().run_in_executor(None, _check, path, endpoint)
+        limit = self._app.server_config.max_body_bytes
+        total, model, problems = await asyncio.get_running_loop().run_in_executor(None, _check, path, endpoint, limit)
         if problems:
             await self._batches.move(row["id"], ("validating",), "failed", errors=json.dumps(problems), total=total)
         else:
@@ -286,7 +287,7 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _check(path: str, endpoint: str) -> tuple[int, str | None, list[dict[str, Any]]]:
+def _check(path: str, endpoint: str, limit: int) -> tuple[int, str | None, list[dict[str, Any]]]:
     """How many requests there are, the model of the first, and what is wrong with them."""
     problems: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -301,6 +302,9 @@ def _check(path: str, endpoint: str) -> tuple[int, str | None, list[dict[str, An
             wrong("too_many_tasks", f"a batch may have at most {MAX_LINES} requests")
         if len(problems) >= MAX_ERRORS or total > MAX_LINES:
             break
+        if len(line) > limit:
+            wrong("line_too_long", f"a line may have at most {limit} bytes", number)
+            continue
         try:
             request = _LINE.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -31,7 +31,7 @@ def config(directory: Path, **more: Any) -> Config:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """Two frontends; its worker repeats the prompt."""
-    with api_server(config(tmp_path_factory.mktemp("state"), max_stored_file_bytes=40_000), frontends=2) as running:
+    with api_server(config(tmp_path_factory.mktemp("state"), max_stored_file_bytes=40_000, max_body_bytes=10_000), frontends=2) as running:
         yield running
 
 
@@ -186,6 +186,7 @@ def test_other_endpoints(client: openai.OpenAI) -> None:
         ([line("a", CHAT)], "mismatched_endpoint", 1),
         ([{**line("a"), "method": "GET"}], "invalid_json_line", 1),
         ([line("")], "invalid_custom_id", 1),
+        ([line("a"), line("b", prompt="x" * 10_000)], "line_too_long", 2),
         (["\n"], "empty_file", None),
     ],
 )
