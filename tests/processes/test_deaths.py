@@ -11,7 +11,15 @@ import pytest
 
 from tests.processes.server import Server, eventually
 
-BODY: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 700, "temperature": 0, "ignore_eos": True}
+# The prompt opens a thought whose budget ends long after somebody has died.
+BODY: dict[str, Any] = {
+    "prompt": "<think>Once upon a time",
+    "max_tokens": 700,
+    "temperature": 0,
+    "ignore_eos": True,
+    "skip_special_tokens": False,
+    "thinking_token_budget": 400,
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +32,10 @@ def server(tiny_llama: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def undisturbed(server: Server) -> str:
-    text: str = server.post("/v1/completions", BODY)["choices"][0]["text"]
-    assert text
+    choice = server.post("/v1/completions", {**BODY, "return_token_ids": True})["choices"][0]
+    end = server.post("/tokenize", {"prompt": "</think>", "add_special_tokens": False})["tokens"]
+    assert choice["token_ids"].index(*end) == 400
+    text: str = choice["text"]
     return text
 
 
