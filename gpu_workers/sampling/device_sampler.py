@@ -5,8 +5,8 @@ random number and the same exact sums as on the CPU; what may differ is the last
 
 Three features need the host. Bad words of several tokens and limits of reasoning depend on the tokens sampled last, which the host learns
 a step late: `learn` must have been told all of a row's tokens before it is sampled again, so the runner waits for the step before
-(`needs_history`). And rows with
-penalties hold a tally over the vocabulary each, whose memory grows when more of them run at once than ever before.
+(`needs_history`). And rows with penalties hold a tally over the vocabulary each, whose memory grows when more of them run at once than ever
+before.
 """
 
 from __future__ import annotations
