@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Test files that run at a time. Two suit the two cores that CI has; more need memory, about 2 GB each.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,7 +54,7 @@ lint: install
 
 test: lint
 	$(BIN)/python -m kernels_cuda.build --check --out build/cubin
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .

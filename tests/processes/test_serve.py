@@ -103,9 +103,9 @@ def test_a_busy_port_is_refused_at_once(server: Server) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_sigterm_lets_a_stream_finish_and_leaves_nothing(tiny_llama: str, tmp_path: Path) -> None:
+def test_sigterm_lets_a_stream_finish_and_leaves_nothing(tiny_llama: str, runtime: Path) -> None:
     """A long stream begins before SIGTERM; it must end with its last token, and only then does the engine go."""
-    with Server(tiny_llama, runtime=tmp_path) as server:
+    with Server(tiny_llama, runtime=runtime) as server:
         server.ready()
         children = server.children()
         body = {"prompt": "Once upon a time", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
@@ -116,13 +116,13 @@ def test_sigterm_lets_a_stream_finish_and_leaves_nothing(tiny_llama: str, tmp_pa
         assert last["choices"][0]["finish_reason"] == "length"
         assert server.wait(20) == 0
         assert not [name for name, pid in children.items() if alive(pid)]
-        assert list(tmp_path.iterdir()) == []
+        assert list(runtime.iterdir()) == []
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 5)
 
 
-def test_a_second_signal_does_not_wait(tiny_llama: str, tmp_path: Path) -> None:
-    with Server(tiny_llama, "--shutdown-timeout", "60", runtime=tmp_path) as server:
+def test_a_second_signal_does_not_wait(tiny_llama: str, runtime: Path) -> None:
+    with Server(tiny_llama, "--shutdown-timeout", "60", runtime=runtime) as server:
         server.ready()
         events = server.events("/v1/completions", {"prompt": "a", "max_tokens": 1000, "temperature": 0, "ignore_eos": True, "n": 8})
         next(events)
@@ -137,28 +137,28 @@ def test_a_second_signal_does_not_wait(tiny_llama: str, tmp_path: Path) -> None:
         reader.join()
 
 
-def test_sigkill_of_the_supervisor_takes_the_children_along(tmp_path: Path) -> None:
-    with Server(runtime=tmp_path) as server:
+def test_sigkill_of_the_supervisor_takes_the_children_along(runtime: Path) -> None:
+    with Server(runtime=runtime) as server:
         server.ready()
         children = server.children()
         assert len(children) == 3
         server.process.kill()
         eventually(lambda: not any(alive(pid) for pid in children.values()), 10)
-        assert len(list(tmp_path.iterdir())) == 1
-    with Server(runtime=tmp_path) as after:
+        assert len(list(runtime.iterdir())) == 1
+    with Server(runtime=runtime) as after:
         after.ready()
-        assert len(list(tmp_path.iterdir())) == 1, "the dead engine's directory was not swept"
+        assert len(list(runtime.iterdir())) == 1, "the dead engine's directory was not swept"
         after.terminate()
         assert after.wait(20) == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(runtime.iterdir()) == []
 
 
-def test_sigint_during_start_is_quick_and_clean(tmp_path: Path) -> None:
-    with Server(runtime=tmp_path) as server:
+def test_sigint_during_start_is_quick_and_clean(runtime: Path) -> None:
+    with Server(runtime=runtime) as server:
         eventually(lambda: len(children_of(server.process.pid)) > 0)
         server.process.send_signal(signal.SIGINT)
         assert server.wait(15) == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(runtime.iterdir()) == []
 
 
 def test_chat_in_the_terminal(server: Server) -> None:

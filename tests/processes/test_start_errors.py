@@ -46,12 +46,10 @@ def broken(source: str, target: Path, how: str) -> None:
         ("no tokenizer", "tokenizer"),
     ],
 )
-def test_a_broken_model_directory(how: str, expected: str, tiny_llama: str, tmp_path: Path) -> None:
-    runtime = tmp_path / "r"
-    runtime.mkdir()
+def test_a_broken_model_directory(how: str, expected: str, tiny_llama: str, tmp_path: Path, runtime: Path) -> None:
     broken(tiny_llama, tmp_path / "model", how)
     with Server(str(tmp_path / "model"), runtime=runtime) as server:
-        assert server.wait(60) == 2, server.output
+        assert server.wait(110) == 2, server.output
     complaints = [line for line in server.lines if line.startswith("quire: ")]
     assert len(complaints) == 1, server.output
     assert expected in complaints[0]

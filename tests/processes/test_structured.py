@@ -236,7 +236,8 @@ def test_hostile_grammars_are_refused_in_time(server: Server) -> None:
     finally:
         stopped.set()
         reader.join()
-    assert len(gaps) > 100 and max(gaps) < 2.0, max(gaps)
+    # Compiling that held up the loop would show once for each grammar that runs into the timeout of 2 s; once may be the machine.
+    assert len(gaps) > 100 and sum(gap > 2.0 for gap in gaps) <= 1, sorted(gaps)[-5:]
 
 
 def test_grammars_die_and_live_with_their_processes(server: Server) -> None:
