@@ -15,7 +15,7 @@ import torch
 from gpu_workers.batch import Batch, StepInputs
 from gpu_workers.collectives import Collectives
 from gpu_workers.device import Device
-from gpu_workers.kv_cache import KVCache
+from gpu_workers.kv_cache import KVCache, bytes_per_block
 from gpu_workers.models.decoder import Decoder
 from gpu_workers.pooling import POOLS, Pooler
 from gpu_workers.sampler import LogprobColumns, Sampled, Sampler
@@ -49,6 +49,7 @@ class ModelRunner:
         self._sampler = Sampler(dimensions.rows, spec.vocab_size, dimensions.logprobs, device.torch_device)
         self._pooler = Pooler(model, torch.from_numpy)
         self._setups = msgspec.msgpack.Decoder(list[RowSetup])
+        self._token_bytes = bytes_per_block(spec.num_layers, heads.num_kv, 1, spec.head_dim, model.dtype)
         self._num_prompt = np.zeros(dimensions.rows, np.int64)
 
     @torch.inference_mode()
@@ -60,7 +61,8 @@ class ModelRunner:
         self._setup(plan)
         self.batch.update(plan)
         step = self.batch.inputs(plan)
-        self._device.begin_step(len(step.token_ids), *self._model.size)
+        weights, weight_bytes = self._model.size
+        self._device.begin_step(len(step.token_ids), weights, weight_bytes + int(step.seq_lens.sum()) * self._token_bytes)
         self.attention.plan(step)
         target = self._device.torch_device
         ids, positions = (torch.from_numpy(column).to(target) for column in (step.token_ids, step.positions))

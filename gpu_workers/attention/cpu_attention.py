@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Below this many multiplications a step's attention runs on the calling thread: waking the others costs more.
-WORTH_THREADS = 2**17
+WORTH_THREADS = 2**19
 # Query rows (tokens times heads of a group) of one tile, at most; tokens of one tile, at most.
 TILE_ROWS, TILE_TOKENS = 96, 64
 # A decode row's keys are cut, where rows are too few for all threads, into parts of no less than this.

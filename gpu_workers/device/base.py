@@ -41,8 +41,11 @@ class Device(Protocol):
         """The dtype of weights and activations for config.model.dtype `wanted`; 'auto' follows the checkpoint."""
         ...
 
-    def begin_step(self, num_tokens: int, num_weights: int, weight_bytes: int) -> None:
-        """Called before each forward pass of num_tokens tokens through so many weights of this rank."""
+    def begin_step(self, num_tokens: int, num_weights: int, num_bytes: int) -> None:
+        """Called before each forward pass of num_tokens tokens through so many weights of this rank.
+
+        num_bytes: what it reads of them and of keys and values.
+        """
         ...
 
     def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runner, Serving
+from gpu_workers.kv_cache import bytes_per_block
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
 from gpu_workers.layers.ops import Ops
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# The prefix cache keeps what was ever computed until its memory is full, so all of it is touched in time: a small model shall not take
+# gigabytes. It gets the largest of these: a floor, a multiple of its weights, so many requests of full length.
+KV_BYTES_LEAST = 320 * 2**20
+KV_PER_WEIGHT_BYTE = 4
+KV_LONGEST = 4
 KV_BYTES_MOST = 4 * 2**30
 KV_SHARE_OF_FREE = 0.25
 # oneDNN picks the blocked layout for this many rows; it serves other counts as well (measured, 1 to 256 rows).
@@ -63,12 +69,19 @@ class CPUDevice:
             return torch.bfloat16 if checkpoint == torch.float16 else checkpoint
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
 
-    def begin_step(self, num_tokens: int, num_weights: int, weight_bytes: int) -> None:
-        alone = max(2 * num_tokens * num_weights / CORE_FLOPS, weight_bytes / CORE_BANDWIDTH)
+    def begin_step(self, num_tokens: int, num_weights: int, num_bytes: int) -> None:
+        alone = max(2 * num_tokens * num_weights / CORE_FLOPS, num_bytes / CORE_BANDWIDTH)
         torch.set_num_threads(1 if alone < WORTH_THREADS_SECONDS else self.threads)
 
     def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:
-        return wanted if wanted is not None else min(KV_BYTES_MOST, int(available_memory() * KV_SHARE_OF_FREE) // self.num_workers)
+        if wanted is not None:
+            return wanted
+        model = serving.model
+        longest = serving.info.max_model_len * bytes_per_block(
+            model.spec.num_layers, model.heads.num_kv, 1, model.spec.head_dim, model.dtype
+        )
+        useful = max(KV_BYTES_LEAST, KV_PER_WEIGHT_BYTE * model.size[1], KV_LONGEST * longest)
+        return min(KV_BYTES_MOST, useful, int(available_memory() * KV_SHARE_OF_FREE) // self.num_workers)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         # numpy's zeros come from calloc: the kernel gives pages when they are first written. torch.zeros would touch them all.

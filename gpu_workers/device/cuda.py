@@ -49,7 +49,7 @@ class CUDADevice:
             return torch.bfloat16
         return {"auto": checkpoint, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
 
-    def begin_step(self, num_tokens: int, num_weights: int, weight_bytes: int) -> None:
+    def begin_step(self, num_tokens: int, num_weights: int, num_bytes: int) -> None:
         pass
 
     def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:

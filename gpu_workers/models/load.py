@@ -10,6 +10,7 @@ from gpu_workers.device.base import AttentionShape
 from gpu_workers.models import registry
 from gpu_workers.models.config_reader import ConfigReader
 from gpu_workers.models.decoder import Decoder, Heads
+from gpu_workers.quantization.rounding import BITS
 from gpu_workers.weights import dummy, safetensors_files
 from ipc.config import Config, ModelInfo
 
@@ -40,6 +41,7 @@ def load(config: Config, model: ModelInfo, device: Device, ranks: Collectives, p
     else:
         ignored = [*family.IGNORED, *([family.NAMES[TIED_HEAD]] if spec.tied_head else [])]
         safetensors_files.load(safetensors_files.Checkpoint(model.path), parts, family.NAMES, ignored, progress)
-    decoder.size = sum(part.target.numel() for part in parts), sum(part.target.nbytes for part in parts)
+    held = 1.0 if quantization == "none" else BITS[quantization] / 8 / dtype.itemsize
+    decoder.size = sum(part.target.numel() for part in parts), int(sum(part.target.nbytes for part in parts) * held)
     decoder.process(device)
     return decoder

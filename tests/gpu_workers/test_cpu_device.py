@@ -1,0 +1,46 @@
+"""What the CPU device decides: how much memory keys and values get, on how many threads a step runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from gpu_workers.device import cpu
+from ipc import config as ipc_config
+
+MIB = 2**20
+
+
+@pytest.fixture
+def device() -> Any:
+    before = torch.get_num_threads()
+    yield cpu.CPUDevice(ipc_config.load({"cpu_threads": 2}, environ={}))
+    torch.set_num_threads(before)
+
+
+def serving(weight_bytes: int, max_model_len: int) -> Any:
+    """A model of 6 layers with 4 KV heads of 32 dimensions, float32: 6 KiB per token."""
+    spec = SimpleNamespace(num_layers=6, head_dim=32)
+    model = SimpleNamespace(spec=spec, heads=SimpleNamespace(num_kv=4), dtype=torch.float32, size=(0, weight_bytes))
+    return SimpleNamespace(model=model, info=SimpleNamespace(max_model_len=max_model_len))
+
+
+def test_kv_memory_follows_the_model(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "available_memory", lambda: 2**40)
+    assert device.kv_cache_bytes(None, serving(10 * MIB, 2048)) == 320 * MIB
+    assert device.kv_cache_bytes(None, serving(800 * MIB, 2048)) == 3200 * MIB
+    assert device.kv_cache_bytes(None, serving(8000 * MIB, 2048)) == 4096 * MIB
+    assert device.kv_cache_bytes(None, serving(10 * MIB, 32768)) == 4 * 32768 * 6 * 1024
+    monkeypatch.setattr(cpu, "available_memory", lambda: 400 * MIB)
+    assert device.kv_cache_bytes(None, serving(10 * MIB, 2048)) == 100 * MIB
+    assert device.kv_cache_bytes(5, serving(10 * MIB, 2048)) == 5
+
+
+def test_a_step_with_much_to_read_gets_all_threads(device: Any) -> None:
+    device.begin_step(32, 2_400_000, 10 * MIB)
+    assert torch.get_num_threads() == 1
+    device.begin_step(32, 2_400_000, 60 * MIB)
+    assert torch.get_num_threads() == 2
