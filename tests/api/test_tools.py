@@ -331,6 +331,15 @@ def test_plain_chats_have_no_splitter_for_long(tool_server: ApiServer) -> None:
     assert "".join(delta.get("content", "") for delta in deltas) == "one two three"
 
 
+def test_calls_that_do_not_end_are_calls_nevertheless(client: openai.OpenAI) -> None:
+    """A weak model goes on calling; what came before the limit is no plain text."""
+    answer = chat(client, CALL * 12, tools=TOOLS, tool_choice="required", max_tokens=100).choices[0]
+    assert answer.finish_reason == "length" and answer.message.content is None
+    calls = answer.message.tool_calls
+    assert len(calls) > 2 and {call.function.name for call in calls} <= {"get_weather", "clock"}
+    assert all(isinstance(json.loads(call.function.arguments), dict) for call in calls[:-1])
+
+
 def ids_with_budget(server: ApiServer, text: str, budget: int, **more: Any) -> Any:
     body = {"messages": say(text), "thinking_token_budget": budget, "return_token_ids": True, **more}
     status, answer = server.post(PATH, body)
