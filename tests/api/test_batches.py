@@ -175,6 +175,10 @@ def test_other_endpoints(client: openai.OpenAI) -> None:
     lines = [{**line("a", responses), "body": {"input": "hi", "store": False}}]
     [record] = records(client, ended(client, begin(client, lines, responses).id).output_file_id)
     assert record["response"]["body"]["object"] == "response"
+    embeddings = "/v1/embeddings"
+    lines = [{**line("a", embeddings), "body": {"input": ["hi", "ho"], "dimensions": 8}}]
+    [record] = records(client, ended(client, begin(client, lines, embeddings).id).output_file_id)
+    assert [len(each["embedding"]) for each in record["response"]["body"]["data"]] == [8, 8]
 
 
 @pytest.mark.parametrize(
