@@ -82,8 +82,10 @@ async def parent(rounds: int, messages: int) -> dict[str, float]:
         process = subprocess.Popen([sys.executable, "-m", "bench.ipc", "--child", address], env=os.environ)
         try:
             await asyncio.wait_for(news.get(), 20)
+            used = time.thread_time_ns()
             ping()
             await asyncio.wait_for(finished, 120)
+            used = time.thread_time_ns() - used
             rate = await throughput(channel, news, messages)
         finally:
             channel.send(StepPlan(-1, END), CHILD)
@@ -94,6 +96,7 @@ async def parent(rounds: int, messages: int) -> dict[str, float]:
     return {
         "round_trip_us_p50": round(float(np.median(trips)), 1),
         "round_trip_us_p99": round(float(np.percentile(trips, 99)), 1),
+        "scheduler_cpu_us": round(used / 1000 / len(times), 1),
         "messages_per_s": round(rate),
     }
 
@@ -121,7 +124,11 @@ def main() -> None:
         uvloop.run(child(arguments.child))
         return
     result = uvloop.run(parent(arguments.rounds, arguments.messages))
-    print("round trip p50 {round_trip_us_p50} us, p99 {round_trip_us_p99} us; {messages_per_s} messages/s one way".format(**result))
+    print(
+        "round trip p50 {round_trip_us_p50} us, p99 {round_trip_us_p99} us, "
+        "{scheduler_cpu_us} us of the scheduler's thread; "
+        "{messages_per_s} messages/s one way".format(**result)
+    )
     if arguments.json:
         print(json.dumps({"results": [result]}))
 
