@@ -215,7 +215,8 @@ def _kinds() -> Iterator[Case]:
     yield Case("too large", b"POST %b HTTP/1.1\r\n" % CHAT.encode() + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 8)
     multipart = b"Content-Type: multipart/form-data; boundary="
     for boundary, form in (
-        (b"", b"x"), (b"b", b""), (b"b", b"--b"), (b"b", b"--b\r\n"), (b"b", b"--b--"), (b"b" * 200, b"--b--"), (b'"', b"--b--"),
+        (b"", b"x"), (b"b", b""), (b"b", b"--b"), (b"b", b"--b\r\n"), (b"b", b"--b--"),
+        (b"b", b"--b\r\n-1--b--"), (b"b", b"--b\r\n--b\r\n--b--"), (b"b" * 200, b"--b--"), (b'"', b"--b--"),
         (b"b", b"--b\r\nX\r\n\r\nx\r\n--b--"), (b"b", b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx'),
         (b"b", b'--b\r\nContent-Disposition: form-data; name="file"\r\nContent-Transfer-Encoding: base64\r\n\r\n!\r\n--b--'),
         (b"b", b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n\xff\r\n--b--'),

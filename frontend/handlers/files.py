@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
 
 from frontend.body import allow_body
 from frontend.file_store import OUTPUT, PURPOSES
@@ -51,11 +52,11 @@ async def create(app: App, request: web.BaseRequest) -> web.Response:
                 elif part.name in _FIELDS and part.name not in fields:
                     fields[part.name] = await upload.field(part)
                 else:
-                    raise InvalidRequestError(f"the form has a field too many: {str(part.name)[:80]!r}", "file")
+                    raise InvalidRequestError(f"the form has a field that is not known, or twice: {part.name or ''!r:.80}", "file")
         return json_answer(await app.files.keep(identity, _name(filename), *_checked(fields)))
     except QuireError:
         raise
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, AssertionError, HttpProcessingError) as error:
         # What aiohttp raises for a form that is not one; its words speak of its own inside.
         raise InvalidRequestError("the form is not valid multipart/form-data", "file", "invalid_form") from error
     finally:
