@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from ipc.errors import ConfigError, InvalidRequestError
 from quire import LLM, AsyncLLM, SamplingParams
 from tests import oracle
+from tests.processes.server import eventually
 
 LENGTHS = (1, 2, 15, 16, 17, 40, 100, 300)
 FAMILIES = ("Llama", "Qwen3")
@@ -73,6 +76,25 @@ def test_two_ranks_and_the_models_own_pooling(models: dict[str, str], tmp_path: 
         outputs = llm.embed(prompts, use_tqdm=False)
     for prompt, output in zip(prompts, outputs, strict=True):
         assert close(output.outputs.embedding, unit(oracle.vector(models["Llama"], prompt, "mean")))
+
+
+def test_killed_processes_cost_no_vector(models: dict[str, str]) -> None:
+    """A mean is begun anew by the next worker, and a request known to nobody but its frontend goes to the next scheduler."""
+    prompts = [text for seed in range(5, 9) for text in texts(seed)]
+    settings: dict[str, Any] = {"max_num_batched_tokens": 8, "max_num_seqs": 8, "pooling": "mean"}
+    with LLM(models["Llama"], dtype="float32", **settings) as llm:
+        found: list[Any] = []
+        for victim in ("worker 0", "scheduler"):
+            steps = llm.engine_stats().steps
+            running = threading.Thread(target=lambda: found.append(llm.embed(prompts, use_tqdm=False, normalize=False)))
+            running.start()
+            eventually(lambda steps=steps: llm.engine_stats().steps > steps + 20)
+            os.kill(llm._engine.pids[victim], signal.SIGKILL)
+            running.join()
+    assert len(found) == 2
+    for outputs in found:
+        for prompt, output in zip(prompts, outputs, strict=True):
+            assert close(output.outputs.embedding, oracle.vector(models["Llama"], prompt, "mean"))
 
 
 def test_python_arguments(models: dict[str, str]) -> None:
