@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 for name in ("instructor", "langchain_openai", "litellm"):
-    pytest.importorskip(name, reason="`make install` installs the extra `clients`, and instructor by itself")
+    pytest.importorskip(name, reason="`make develop` installs the extra `clients`, and instructor by itself")
 
 from tests.clients import openai_cells, other_cells  # noqa: E402
 from tests.clients.cells import CELLS, CLIENTS, ENDPOINTS, Cell, Target, table  # noqa: E402
