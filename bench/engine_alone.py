@@ -28,7 +28,7 @@ from bench.stream_load import Order
 from frontend.tokenizer import Tokenizer
 from ipc.arena import Stat
 from ipc.config import Config, ParallelConfig, SchedulerConfig, ServerConfig
-from tests.api.server import DEMO, ApiServer, api_server
+from tests.api.server import DEMO, ApiServer, api_server, until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,7 +66,7 @@ def _run(server: ApiServer, order: Order) -> dict[str, Any]:
         client.stdin.write(msgspec.json.encode(order) + b"\n")
         client.stdin.flush()
         connected = json.loads(client.stdout.readline())
-        counts = [int(server.engine.arena.status("frontend", at)[Stat.OPEN_CONNECTIONS]) for at in range(len(server.processes))]
+        counts = _accepted(server, order.streams)
         idle = machine.memory_mib(pids.values())
         before = {name: machine.cpu_seconds(pid) for name, pid in pids.items()}
         with machine.Span(client.pid, *pids.values()) as span:
@@ -100,6 +100,18 @@ def _run(server: ApiServer, order: Order) -> dict[str, Any]:
         "kib_per_stream": round((busy - empty) * 1024 / order.streams, 1),
         "other_cores": round(span.other_cores, 2),
     }
+
+
+def _accepted(server: ApiServer, streams: int) -> list[int]:
+    """Open connections by frontend, when all have been accepted: to a client they are connected before that."""
+    counts: list[int] = []
+
+    def complete() -> bool:
+        counts[:] = [int(server.engine.arena.status("frontend", at)[Stat.OPEN_CONNECTIONS]) for at in range(len(server.processes))]
+        return sum(counts) == streams
+
+    until(complete, 60.0)
+    return counts
 
 
 def _delays(worker: InstantWorker, arrivals: np.ndarray, cycle: int) -> np.ndarray:
