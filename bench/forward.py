@@ -67,7 +67,7 @@ class Forward:
         step = StepInputs(
             rows=np.arange(rows), num_new=np.full(rows, new), start=np.full(rows, start), seq_lens=lengths,
             flags=np.zeros(rows, np.int32), query_starts=np.arange(rows + 1) * new, row_of_token=row_of_token,
-            token_ids=positions % self.model.spec.vocab_size, positions=positions,
+            token_ids=positions % self.model.spec.vocab_size, given=np.zeros(0, np.int32), positions=positions,
             slots=tables[row_of_token, block].astype(np.int64) * self.block_size + offset, sample_at=np.arange(rows), block_tables=tables,
             masked_at=np.zeros(0, np.int64), masks=np.zeros((0, 0), np.int32),
         )  # fmt: skip
