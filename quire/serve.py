@@ -32,7 +32,7 @@ def serve(config: Config, started: float) -> int:
     Raises ConfigError before any process is started.
     """
     logs.configure("supervisor", config.log.log_level)
-    open_files.allow(config)
+    config = open_files.allow(config)
     listener = listening.open_socket(config.server)
     with listener:
         device, remark = device_choice.choose(config.device.device)

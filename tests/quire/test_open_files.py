@@ -37,8 +37,16 @@ def test_the_soft_limit_is_raised_when_it_is_too_low(
 
 def test_a_hard_limit_below_that_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 4096))
-    with pytest.raises(ConfigError, match=r"max_connections \(8192\) .*lower --max-connections to 3968"):
-        open_files.allow(Config())
+    with pytest.raises(ConfigError, match=r"max_connections \(5000\) .*lower --max-connections to 3968"):
+        open_files.allow(Config(server=ServerConfig(max_connections=5000)))
+
+
+def test_the_default_is_lowered_to_what_the_hard_limit_allows(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    done: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, value: done.append(value))
+    assert open_files.allow(Config()).server.max_connections == 4096 - open_files.OTHERS
+    assert done == [(4096, 4096)] and "3968 connections" in caplog.text
 
 
 def test_serve_refuses_before_it_starts_anything() -> None:
