@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 # The prefix cache keeps what was ever computed until its memory is full, so all of it is touched in time: a small model shall not take
 # gigabytes. It gets the largest of these: a floor, a multiple of its weights, so many requests of full length.
-KV_BYTES_LEAST = 320 * 2**20
+KV_BYTES_LEAST = 256 * 2**20
 KV_PER_WEIGHT_BYTE = 4
 KV_LONGEST = 4
 KV_BYTES_MOST = 4 * 2**30

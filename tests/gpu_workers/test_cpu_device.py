@@ -30,7 +30,7 @@ def serving(weight_bytes: int, max_model_len: int) -> Any:
 
 def test_kv_memory_follows_the_model(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "available_memory", lambda: 2**40)
-    assert device.kv_cache_bytes(None, serving(10 * MIB, 2048)) == 320 * MIB
+    assert device.kv_cache_bytes(None, serving(10 * MIB, 2048)) == 256 * MIB
     assert device.kv_cache_bytes(None, serving(800 * MIB, 2048)) == 3200 * MIB
     assert device.kv_cache_bytes(None, serving(8000 * MIB, 2048)) == 4096 * MIB
     assert device.kv_cache_bytes(None, serving(10 * MIB, 32768)) == 4 * 32768 * 6 * 1024
