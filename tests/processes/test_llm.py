@@ -130,6 +130,15 @@ def test_inside_a_running_loop_as_in_a_notebook(llm: LLM) -> None:
     assert asyncio.run(cell()) == 12
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, as in a program of its own; pytest-xdist and earlier tests may have it otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_aborts_the_call_and_not_the_engine(llm: LLM) -> None:
     long = SamplingParams(temperature=0, max_tokens=900, ignore_eos=True)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
