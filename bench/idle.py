@@ -66,9 +66,9 @@ def _used(server: Server, seconds: float) -> dict[str, int]:
     """Nanoseconds of CPU by process, with what they have started."""
     processes = server.processes()
     own = {name: [pid] if name == "supervisor" else machine.tree(pid) for name, pid in processes.items()}
-    before = {name: sum(map(machine.running_ns, pids)) for name, pids in own.items()}
+    before = {pid: machine.running_ns(pid) for pids in own.values() for pid in pids}
     time.sleep(seconds)
-    return {name: sum(map(machine.running_ns, pids)) - before[name] for name, pids in own.items()}
+    return {name: sum(machine.used_ns(before[pid], machine.running_ns(pid)) for pid in pids) for name, pids in own.items()}
 
 
 def main() -> None:

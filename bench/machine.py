@@ -58,15 +58,20 @@ def cpu_seconds(pid: int) -> float:
     return sum(int(field) for field in fields[11:15]) / TICKS
 
 
-def running_ns(pid: int) -> int:
-    """CPU time of all living threads in nanoseconds, where cpu_seconds counts in hundredths; 0 when the process is gone."""
-    total = 0
+def running_ns(pid: int) -> dict[str, int]:
+    """CPU time of each living thread in nanoseconds, where cpu_seconds counts in hundredths; empty when the process is gone."""
+    found = {}
     for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         try:
-            total += int(file.read_text().split()[0])
+            found[file.parent.name] = int(file.read_text().split()[0])
         except OSError:
             continue
-    return total
+    return found
+
+
+def used_ns(before: dict[str, int], after: dict[str, int]) -> int:
+    """What the threads used between two such looks. One that ended between them takes its time along and counts nothing."""
+    return sum(ns - before.get(thread, 0) for thread, ns in after.items())
 
 
 def memory_mib(pids: Iterable[int]) -> float:
