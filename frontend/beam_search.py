@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from frontend.detokenizer import Detokenizer
 from frontend.outputs import CompletionOutput, RequestOutput
-from frontend.stream import CollectStream, Gather, LogprobRow, Stream, Work
+from frontend.stop_strings import StopMatcher
+from frontend.stream import REASONS, CollectStream, Gather, LogprobRow, Stream, Work
 from frontend.tokenizer import Tokenizer
 from ipc.errors import InvalidRequestError
 from ipc.messages import Finished, FinishReason
@@ -41,24 +43,47 @@ class Wishes:
     early_stopping: EarlyStopping = False
 
 
+class BeamText:
+    """A beam's text, read for stop strings."""
+
+    __slots__ = ("_detokenizer", "_matcher")
+
+    def __init__(self, detokenizer: Detokenizer, matcher: StopMatcher) -> None:
+        self._detokenizer, self._matcher = detokenizer, matcher
+
+    def followed_by(self, token: int, looks: bool) -> tuple[BeamText, bool]:
+        """The text with one token more, and whether a stop string is complete in it. looks: it may be; else the text is passed over."""
+        longer = BeamText(self._detokenizer.copy(), self._matcher.copy())
+        text = longer._detokenizer.feed(token)
+        if text and looks:
+            longer._matcher.feed(text)
+        return longer, longer._matcher.matched is not None
+
+
 @dataclass(slots=True)
 class Beam:
-    """Tokens so far, the log-probability of all of them, and what the model said at each. score, reason: of a result."""
+    """Tokens so far, the log-probability of all of them, and what the model said at each. text: where stop strings are looked for.
+    score, reason, stop_token: of a result; the token that ended it, or -1."""
 
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     rows: list[LogprobRow] = field(default_factory=list)
+    text: BeamText | None = None
     score: float = 0.0
     reason: FinishReason = FinishReason.LENGTH
+    stop_token: int = -1
 
 
 class BeamSearch:
     """One search. running: beams to extend, the best first. results: those that have ended, the best first."""
 
-    def __init__(self, wishes: Wishes, stop_ids: frozenset[int], max_tokens: int, min_tokens: int = 0) -> None:
+    def __init__(
+        self, wishes: Wishes, stop_ids: frozenset[int], max_tokens: int, min_tokens: int = 0, text: BeamText | None = None
+    ) -> None:
+        """text: of no tokens yet; None if no stop string is looked for."""
         self._wishes, self._stop_ids = wishes, stop_ids
         self._max_tokens, self._min_tokens = max_tokens, min_tokens
-        self.running: list[Beam] = [Beam()]
+        self.running: list[Beam] = [Beam(text=text)]
         self.results: list[Beam] = []
 
     @property
@@ -80,15 +105,24 @@ class BeamSearch:
         for number, (logprob, place, token, rank) in enumerate(found[: self.num_candidates]):
             parent, row = self.running[place], rows[place]
             beam = Beam([*parent.ids, token], logprob, [*parent.rows, (row[3][rank], rank + 1, row[2], row[3])])
-            stops = token in self._stop_ids
-            if stops or len(beam.ids) >= self._max_tokens:
+            if self._stops(beam, parent.text) or len(beam.ids) >= self._max_tokens:
                 # Others are only here so that enough go on.
                 if number < width:
-                    beam.reason = FinishReason.STOP if stops else FinishReason.LENGTH
                     self._end(beam)
             elif len(going) < width:
                 going.append(beam)
         self.running = [] if self._is_over(going) else going
+
+    def _stops(self, beam: Beam, before: BeamText | None) -> bool:
+        """Whether its last token ends it; a stop token is not part of the text."""
+        token, stops = beam.ids[-1], False
+        if token in self._stop_ids:
+            beam.stop_token, stops = token, True
+        elif before is not None:
+            beam.text, stops = before.followed_by(token, len(beam.ids) > self._min_tokens)
+        if stops:
+            beam.reason = FinishReason.STOP
+        return stops
 
     def _end(self, beam: Beam) -> None:
         if self._wishes.early_stopping is True and len(self.results) == self._wishes.width:
@@ -152,7 +186,7 @@ async def search(client: EngineClient, works: Sequence[Work], wishes: Wishes) ->
     _check(work)
     params = work.params
     stop_ids = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else client.spec.model.eos_token_ids)
-    found = BeamSearch(wishes, stop_ids, params.max_tokens or 1, params.min_tokens)
+    found = BeamSearch(wishes, stop_ids, params.max_tokens or 1, params.min_tokens, _text(client.tokenizer, work))
     limit = client.spec.config.model.max_logprobs
     if found.num_candidates > limit:
         most = limit * wishes.width // found.num_candidates
@@ -169,6 +203,15 @@ async def search(client: EngineClient, works: Sequence[Work], wishes: Wishes) ->
     return RequestOutput(
         work.request_id, work.prompt, work.prompt_ids, None, outputs, finished=True, num_cached_tokens=cached
     ), found.results
+
+
+def _text(tokenizer: Tokenizer, work: Work) -> BeamText | None:
+    """Reads what the work's own stream will read."""
+    params, splitting = work.params, work.splitting
+    if not params.stop:
+        return None
+    detokenizer = tokenizer.detokenizer(params.skip_special_tokens, splitting.kept if splitting is not None else frozenset())
+    return BeamText(detokenizer, StopMatcher(params.stop, params.include_stop_str_in_output))
 
 
 async def _step(client: EngineClient, work: Work, found: BeamSearch) -> list[_StepStream]:
@@ -195,15 +238,14 @@ def _written(tokenizer: Tokenizer, work: Work, beam: Beam) -> CompletionOutput:
     """A result as if its tokens had come from the engine one by one."""
     gather = Gather(asyncio.get_running_loop(), 1)
     stream = CollectStream(work, tokenizer, gather)
-    stops = beam.reason is FinishReason.STOP
     for place, (token, row) in enumerate(zip(beam.ids, beam.rows), 1):
         stream.ids.append(token)
         stream.row = row if work.params.logprobs is not None else None
-        if stops and place == len(beam.ids):
+        if beam.stop_token >= 0 and place == len(beam.ids):
             stream.push_last(token)
         else:
             stream.push(token)
-    stream.end("stop" if stops else "length", Finished(0, beam.reason, beam.ids[-1] if stops else -1))
+    stream.end(REASONS[beam.reason], Finished(0, beam.reason, beam.stop_token))
     return stream.completion()
 
 
@@ -212,7 +254,6 @@ _NEUTRAL = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
     "repetition_penalty": 1.0,
-    "stop": [],
     "logit_bias": {},
     "bad_words": [],
     "allowed_token_ids": None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from copy import copy
 from typing import Protocol
 
 from tokenizers import Tokenizer as Backend
@@ -30,6 +31,9 @@ class Detokenizer(Protocol):
 
     def finish(self) -> str:
         """What is left; an unfinished character becomes U+FFFD."""
+
+    def copy(self) -> Detokenizer:
+        """One that has read the same tokens and goes its own way from here."""
 
 
 class TokenBytes(dict[int, bytes]):
@@ -89,6 +93,12 @@ class ByteDetokenizer:
         self.pending = False
         return self._decoder.decode(b"", True)
 
+    def copy(self) -> ByteDetokenizer:
+        twin = ByteDetokenizer(self._table)
+        twin._decoder.setstate(self._decoder.getstate())
+        twin.pending = self.pending
+        return twin
+
 
 class WindowDetokenizer:
     """For every other vocabulary: metaspace, byte fallback, word pieces.
@@ -130,6 +140,11 @@ class WindowDetokenizer:
             return whole[len(given) :]
         # A broken byte at the end of a run has changed how all of the run decodes; what is out is out.
         return self._decode(self._ids[self._prefix :])[len(self._decode(self._ids[self._prefix : self._read])) :]
+
+    def copy(self) -> WindowDetokenizer:
+        twin = copy(self)
+        twin._ids, twin._given = self._ids.copy(), self._given.copy()
+        return twin
 
     def _decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=self._skip_special)

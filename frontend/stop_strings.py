@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 
 
 class StopMatcher:
@@ -23,6 +24,12 @@ class StopMatcher:
         self._held = ""
         self._include = include
         self.matched: str | None = None
+
+    def copy(self) -> StopMatcher:
+        """One that has read the same text and goes its own way from here."""
+        twin = copy(self)
+        twin._states = self._states.copy()
+        return twin
 
     def feed(self, text: str) -> str:
         """Text that can go out now. When `matched` is set afterwards, it is the last."""

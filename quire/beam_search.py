@@ -19,7 +19,7 @@ from quire.prompts import Prompt
 class BeamSearchParams:
     """beam_width: beams, and results. max_tokens: of each result. length_penalty: results are ordered by their log-probability divided by
     their length to this power. early_stopping: True, False or 'never', as in the Transformers library. temperature: takes no value but 0.
-    stop_token_ids: tokens that end a result, as the end of text does.
+    stop, stop_token_ids: strings and tokens that end a result, as the end of text does; min_tokens: none does before.
     """
 
     beam_width: int
@@ -29,7 +29,9 @@ class BeamSearchParams:
     length_penalty: float = 1.0
     include_stop_str_in_output: bool = False
     early_stopping: bool | str = False
+    stop: str | tuple[str, ...] | list[str] = ()
     stop_token_ids: tuple[int, ...] | list[int] = ()
+    min_tokens: int = 0
 
     def sampling_params(self) -> SamplingParams:
         """What the engine is told. Raises InvalidRequestError naming the field."""
@@ -45,7 +47,9 @@ class BeamSearchParams:
             max_tokens=self.max_tokens,
             ignore_eos=self.ignore_eos,
             include_stop_str_in_output=self.include_stop_str_in_output,
+            stop=[self.stop] if isinstance(self.stop, str) else list(self.stop),
             stop_token_ids=list(self.stop_token_ids),
+            min_tokens=self.min_tokens,
             logprobs=0,
         )
 

@@ -96,6 +96,20 @@ def test_beams(server: ApiServer, tokenizer: Tokenizer) -> None:
     assert answer["usage"]["completion_tokens"] == 9 and answer["usage"]["prompt_tokens"] == 3
 
 
+def test_beams_end_at_stop_strings(server: ApiServer, tokenizer: Tokenizer) -> None:
+    """The best beam is the prompt again, and goes only as far as the second word."""
+    ids = tokenizer.encode("one two three four")
+    body = {"prompt": ids, "use_beam_search": True, "n": 2, "max_tokens": len(ids), "ignore_eos": True, "early_stopping": "never"}
+    whole = server.post(COMPLETIONS, body)[1]["choices"][0]
+    assert whole["text"] == tokenizer.decode(ids)
+    stop = tokenizer.decode(ids)[3:7]
+    for keeps in (False, True):
+        answer = server.post(COMPLETIONS, {**body, "stop": [stop, "never said"], "include_stop_str_in_output": keeps})[1]
+        [stopped] = [each for each in answer["choices"] if whole["text"].startswith(each["text"])]
+        assert stopped["text"] == tokenizer.decode(ids)[: 7 if keeps else 3]
+        assert (stopped["finish_reason"], stopped["stop_reason"]) == ("stop", stop)
+
+
 def test_beams_of_several_prompts_and_in_chat(server: ApiServer, tokenizer: Tokenizer) -> None:
     body = {
         "prompt": ["one two", "three"],
@@ -120,7 +134,7 @@ def test_beams_of_several_prompts_and_in_chat(server: ApiServer, tokenizer: Toke
     [
         ({"stream": True}, "stream"),
         ({"n": 10}, "n"),
-        ({"stop": "x"}, "stop"),
+        ({"stop": ["x", ""]}, "stop"),
         ({"presence_penalty": 1}, "presence_penalty"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),

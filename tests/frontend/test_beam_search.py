@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from frontend.beam_search import Beam, BeamSearch, Wishes
+from frontend.beam_search import Beam, BeamSearch, BeamText, Wishes
+from frontend.stop_strings import StopMatcher
 from ipc.messages import FinishReason
 
 VOCAB = 5
@@ -29,8 +30,23 @@ def rows(search: BeamSearch) -> list[tuple[float, int, list[int], list[float]]]:
     return found
 
 
-def searched(wishes: Wishes, stop: frozenset[int], max_tokens: int, min_tokens: int = 0) -> list[Beam]:
-    search = BeamSearch(wishes, stop, max_tokens, min_tokens)
+class Letters:
+    """A detokenizer: token 0 is an a, 1 a b, and so on."""
+
+    pending = False
+
+    def feed(self, token: int) -> str:
+        return chr(ord("a") + token)
+
+    def finish(self) -> str:
+        return ""
+
+    def copy(self) -> Letters:
+        return self
+
+
+def searched(wishes: Wishes, stop: frozenset[int], max_tokens: int, min_tokens: int = 0, text: BeamText | None = None) -> list[Beam]:
+    search = BeamSearch(wishes, stop, max_tokens, min_tokens, text)
     while search.running:
         assert len(search.running) <= wishes.width
         search.step(rows(search))
@@ -79,3 +95,27 @@ def test_what_the_model_said_goes_with_each_token() -> None:
             logprob, rank, top_ids, top_logprobs = row
             assert logprob == pytest.approx(logprob_of(tuple(beam.ids[:at]), token))
             assert top_ids[rank - 1] == token and top_logprobs[rank - 1] == logprob
+
+
+@pytest.mark.parametrize("min_tokens", [0, 2])
+def test_stop_strings_end_results_as_stop_tokens_do(min_tokens: int) -> None:
+    """Over the whole tree: every sequence up to its first stop string, by score."""
+    length, stops = 4, ["ab", "dcb"]
+
+    def ends(ids: tuple[int, ...]) -> bool:
+        # A string counts where all of it comes after the first min_tokens tokens.
+        text = "".join(map(Letters().feed, ids[min_tokens:]))
+        return any(text.endswith(stop) for stop in stops)
+
+    whole = set()
+    for ids in itertools.product(range(VOCAB), repeat=length):
+        end = next((at for at in range(1, length + 1) if ends(ids[:at])), length)
+        whole.add(ids[:end])
+    best = sorted(whole, key=lambda ids: -total(ids) / len(ids))
+    wishes = Wishes(width=VOCAB ** (length - 1), early_stopping="never")
+    results = searched(wishes, NO_STOP, length, min_tokens, BeamText(Letters(), StopMatcher(stops, False)))
+    assert [tuple(beam.ids) for beam in results[:40]] == best[:40]
+    for beam in results:
+        assert beam.stop_token == -1
+        assert (beam.reason is FinishReason.STOP) == ends(tuple(beam.ids))
+    assert len({beam.reason for beam in results}) == 2

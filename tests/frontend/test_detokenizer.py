@@ -101,3 +101,18 @@ def test_json_table_agrees_with_the_bytes() -> None:
 @given(st.text())
 def test_json_inside_reads_back(text: str) -> None:
     assert json.loads('"' + json_inside(text).decode() + '"') == text
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.sampled_from([BYTE_LEVEL, FALLBACK]))
+def test_a_copy_goes_its_own_way(data: st.DataObject, tokenizer: Tokenizer) -> None:
+    some = st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=10)
+    first, one, other = data.draw(some), data.draw(some), data.draw(some)
+    original = tokenizer.detokenizer()
+    said = [original.feed(token) for token in first]
+    twin = original.copy()
+    assert twin.pending == original.pending
+    ways = [(original, one), (twin, other)]
+    for reader, rest in ways:
+        text = "".join([*said, *map(reader.feed, rest), reader.finish()])
+        assert text == "".join(pieces(tokenizer, first + rest))

@@ -81,6 +81,26 @@ def test_sequences_and_scores(llm: LLM, model: str, early_stopping: bool | str, 
     assert len(lengths) > 1, "the stop token never mattered"
 
 
+def test_stop_strings(llm: LLM, model: str) -> None:
+    """A stop string ends a beam as in the Transformers library, and the text ends before it."""
+    import transformers
+
+    tokenizer, prompt, filler = llm.get_tokenizer(), PROMPTS[1], oracle.VOCAB_SIZE - 1
+    best = expected(model, prompt, 4, filler)[0][0]
+    stop = tokenizer.decode(best[2:4])[1:]  # of two tokens, and not from the first one's beginning
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend)
+    wanted = expected(model, prompt, 4, filler, stop_strings=[stop], tokenizer=theirs)
+    [output] = llm.beam_search([prompt], BeamSearchParams(beam_width=4, max_tokens=LENGTH, ignore_eos=True, stop=stop))
+    found = [each.tokens[len(prompt) :] for each in output.sequences]
+    assert found == [[token for token in ids if token != filler] for ids, _ in wanted]
+    assert [each.score for each in output.sequences] == pytest.approx([score for _, score in wanted], abs=1e-4)
+    ended = [each for each in output.sequences if each.finish_reason == "stop"]
+    assert ended, "the stop string never mattered"
+    for each in ended:
+        assert each.stop_reason == stop
+        assert each.text + stop == tokenizer.decode(each.tokens[len(prompt) :])[: len(each.text + stop)]
+
+
 def test_many_prompts_and_one_beam(llm: LLM, model: str) -> None:
     params = BeamSearchParams(beam_width=1, max_tokens=4, ignore_eos=True)
     outputs = llm.beam_search(PROMPTS * 6, params)
@@ -96,6 +116,8 @@ def test_many_prompts_and_one_beam(llm: LLM, model: str) -> None:
         ({"beam_width": 11}, "n"),
         ({"temperature": 1.0}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": [""]}, "stop"),
+        ({"min_tokens": 5}, "min_tokens"),
     ],
 )
 def test_what_cannot_be_searched(llm: LLM, change: dict[str, Any], param: str) -> None:
