@@ -180,6 +180,7 @@ def _gauges(spec: ChildSpec, arena: Arena, scheduler: I64) -> Iterator[tuple[str
     yield "open_streams", "Requests that frontends wait for.", "", sum(int(record[Stat.OPEN_STREAMS]) for record in frontends)
     yield "open_connections", "Open client connections.", "", sum(int(record[Stat.OPEN_CONNECTIONS]) for record in frontends)
     info = f',block_size="{spec.config.cache.block_size}",num_gpu_blocks="{blocks}"'
+    info += f',cache_dtype="{spec.config.cache.kv_cache_dtype}"'
     info += f',enable_prefix_caching="{spec.config.cache.enable_prefix_caching}"'
     yield "cache_config_info", "The KV cache's configuration, as labels.", info, 1
 

@@ -69,7 +69,7 @@ class Worker(Actor):
         self._serving = Serving(self.model, self.spec.model, self.ranks, self.arena)
         spec, heads = self.model.spec, self.model.heads
         self._block_bytes = kv_cache.bytes_per_block(
-            spec.num_layers, heads.num_kv, config.cache.block_size, spec.head_dim, self.model.dtype
+            spec.num_layers, heads.num_kv, config.cache.block_size, spec.head_dim, device.cache_dtype(self.model.dtype)
         )
         self._num_blocks = kv_cache.affordable_blocks(config, device, self._block_bytes, self._serving)
         log.info(

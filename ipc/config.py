@@ -61,6 +61,10 @@ class CacheConfig(_Section, frozen=True):
     kv_cache_memory: Annotated[
         str, Meta(description="Memory for KV blocks per worker, as 512M or 4G; auto decides by device and model.")
     ] = "auto"
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8", "fp8_e4m3"],
+        Meta(description="Type of cached keys and values: auto is the model's; fp8 is fp8_e4m3, half the memory, on CUDA only."),
+    ] = "auto"
     enable_prefix_caching: Annotated[bool, Meta(description="Share KV blocks between requests that begin alike.")] = True
 
 

@@ -62,6 +62,26 @@ def load(path: str) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
 
 
+def logits(path: str, tokens: Sequence[int], fp8_cache: bool = False) -> Any:
+    """float32[len(tokens), vocabulary] after each token, computed in float32 from the checkpoint's weights.
+
+    fp8_cache: keys and values are rounded to e4m3 on their way into the cache, and attention reads them from there.
+    """
+    import copy
+
+    import torch
+    import transformers
+
+    class RoundingCache(transformers.DynamicCache):
+        def update(self, key_states: Any, value_states: Any, *rest: Any, **named: Any) -> Any:
+            stored = (x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) for x in (key_states, value_states))
+            return super().update(*stored, *rest, **named)
+
+    model = copy.deepcopy(load(path)).float()
+    with torch.inference_mode():
+        return model(torch.tensor([list(tokens)]), past_key_values=RoundingCache(config=model.config) if fp8_cache else None).logits[0]
+
+
 def vector(path: str, prompt: Sequence[int], pooling: str = "last") -> Any:
     """float32[hidden]: the last hidden state of the prompt's last token, or the mean over all tokens', as sentence-transformers would
     have it before it normalises."""

@@ -46,6 +46,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
+    kv_cache_dtype: str
     max_logprobs: int
     max_grammar_rows: int
     load_format: str
@@ -66,6 +67,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_num_seqs=config.scheduler.max_num_seqs,
             max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
             block_size=config.cache.block_size,
+            kv_cache_dtype=config.cache.kv_cache_dtype,
             max_logprobs=config.model.max_logprobs,
             max_grammar_rows=config.structured_outputs.max_grammar_rows,
             load_format=config.model.load_format,

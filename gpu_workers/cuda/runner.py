@@ -67,7 +67,7 @@ class CUDARunner:
         self._model, self._machine, self._ranks, self._waiter = model, machine, ranks, waiter
         self._block_size, self._vocab_size = block_size, spec.vocab_size
         rows, tokens = dimensions.rows, dimensions.tokens
-        self.cache = KVCache(device, spec.num_layers, num_blocks, heads.num_kv, block_size, spec.head_dim, model.dtype)
+        self.cache = KVCache(device, spec.num_layers, num_blocks, heads.num_kv, block_size, spec.head_dim, device.cache_dtype(model.dtype))
         self._tables = torch.zeros((rows, dimensions.blocks_per_row), dtype=torch.int32, device=target)
         self._last_token = torch.zeros(rows, dtype=torch.int32, device=target)
         self.attention = CUDAPagedAttention(spec, heads.num, self.cache, self._tables, machine.chip, tokens)

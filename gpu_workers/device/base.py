@@ -41,6 +41,10 @@ class Device(Protocol):
         """The dtype of weights and activations for config.model.dtype `wanted`; 'auto' follows the checkpoint."""
         ...
 
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of cached keys and values beside activations of `dtype`, as config.cache.kv_cache_dtype says."""
+        ...
+
     def begin_step(self, num_tokens: int, num_weights: int, num_bytes: int) -> None:
         """Called before each forward pass of num_tokens tokens through so many weights of this rank.
 

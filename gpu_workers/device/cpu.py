@@ -54,6 +54,8 @@ class CPUDevice:
     collectives = "gloo"
 
     def __init__(self, config: Config) -> None:
+        """Raises ConfigError for a setting that only a GPU can serve."""
+        _check_config(config)
         self._block_size = config.cache.block_size
         self.num_workers = config.parallel.tensor_parallel_size
         self.threads = config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // self.num_workers)
@@ -68,6 +70,9 @@ class CPUDevice:
         if wanted == "auto":
             return torch.bfloat16 if checkpoint == torch.float16 else checkpoint
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
 
     def begin_step(self, num_tokens: int, num_weights: int, num_bytes: int) -> None:
         alone = max(2 * num_tokens * num_weights / CORE_FLOPS, num_bytes / CORE_BANDWIDTH)
@@ -130,6 +135,14 @@ class CPUDevice:
         """The attention backend over `cache`."""
         assert self.attention_kernel is not None
         return CPUPagedAttention(spec, cache, self.attention_kernel)
+
+
+def _check_config(config: Config) -> None:
+    kind = config.cache.kv_cache_dtype
+    if kind != "auto":
+        raise ConfigError(
+            f"--kv-cache-dtype {kind}: on the CPU keys and values have the model's dtype; leave it at auto, or use --device cuda"
+        )
 
 
 class _MkldnnLinear:

@@ -49,6 +49,9 @@ class CUDADevice:
             return torch.bfloat16
         return {"auto": checkpoint, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
 
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype if self._config.cache.kv_cache_dtype == "auto" else torch.float8_e4m3fn
+
     def begin_step(self, num_tokens: int, num_weights: int, num_bytes: int) -> None:
         pass
 
@@ -89,7 +92,8 @@ class CUDADevice:
             raise ConfigError(f"the model's heads have {shape.head_dim} dimensions; the CUDA kernels are made for {sizes}; {ON_CPU}")
         self._budget.expect(weight_bytes)
         if self._machine.chip.architectures:
-            kernels = ahead.needed(shape.head_dim, dtype_macro(shape.dtype, "the model"))
+            fp8 = self.cache_dtype(shape.dtype) != shape.dtype
+            kernels = ahead.needed(shape.head_dim, dtype_macro(shape.dtype, "the model"), fp8)
             self._kernels = ahead.Ahead(kernels, self._machine.chip.architectures)
 
     def explain(self, error: BaseException) -> BaseException:

@@ -133,7 +133,7 @@ def test_metrics_count_what_happened(slow: ApiServer) -> None:
     assert grown("quire:generation_tokens_total") == 6
     assert after["vllm:num_requests_running"] == 0 == after["vllm:num_requests_waiting"]
     assert 0 <= after["vllm:kv_cache_usage_perc"] <= 1
-    info = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",num_gpu_blocks="256"}'
+    info = 'vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True",num_gpu_blocks="256"}'
     assert after[info] == 1
 
 

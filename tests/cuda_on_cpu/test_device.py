@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,12 +60,10 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 def check_greedy(path: str, row: Row) -> None:
     """Every output token is the oracle's best one after what came before, or so near that rounding decides."""
-    model = oracle.load(path)
-    with torch.inference_mode():
-        logits = copy.deepcopy(model).float()(torch.tensor([row.tokens])).logits[0]
+    logits = oracle.logits(path, row.tokens)
     before = logits[row.num_prompt - 1 : -1]
     chosen = before.gather(1, torch.tensor(row.output)[:, None])[:, 0]
-    assert (before.amax(-1) - chosen).max() <= NEAR[str(model.dtype).removeprefix("torch.")]
+    assert (before.amax(-1) - chosen).max() <= NEAR[str(oracle.load(path).dtype).removeprefix("torch.")]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -117,6 +114,29 @@ def test_graphs_change_nothing(checkpoints: dict[str, str]) -> None:
     assert outputs[0][0] == outputs[1][0] == outputs[2][0]
     assert torch.equal(outputs[0][1], outputs[1][1])
     assert torch.equal(outputs[0][1], outputs[2][1])
+
+
+@pytest.mark.parametrize(("name", "cached"), [("llama", "fp8"), ("qwen3", "fp8_e4m3")])
+def test_an_fp8_cache(name: str, cached: str, checkpoints: dict[str, str]) -> None:
+    """Logits of chunks, mixed steps and replayed decodes are the oracle's whose cache is rounded, and further from those of the one
+    whose cache is not."""
+    player = player_on(SyncMachine(), checkpoints[name], kv_cache_dtype=cached)
+    runner = player.runner
+    assert isinstance(runner, CUDARunner)
+    assert {cache.dtype for cache in (*runner.cache.k, *runner.cache.v)} == {torch.float8_e4m3fn}
+    seen, rows = watch(player), [player.add(1, prompt(45)), player.add(4, prompt(20, 1))]
+    player.step([(rows[0], 30), (rows[1], 20)])
+    player.step([(rows[0], 15), (rows[1], 1)])
+    for _ in range(4):
+        player.step([(row, 1) for row in rows])
+    near, far = [], []
+    for at, row in enumerate(rows):
+        got = torch.stack([logits[at] for logits in seen[1:]]).float()
+        for distances, fp8 in ((near, True), (far, False)):
+            wanted = oracle.logits(checkpoints[name], row.tokens, fp8)[-len(got) - 1 : -1]
+            distances.append((got - wanted).norm(dim=-1) / wanted.norm(dim=-1))
+    assert torch.cat(near).median() < 0.04
+    assert torch.cat(near).mean() < 0.7 * torch.cat(far).mean()
 
 
 def test_shared_blocks_a_preempted_row_and_a_reused_one(checkpoints: dict[str, str]) -> None:
@@ -183,9 +203,7 @@ def test_prompt_logprobs_in_chunks(checkpoints: dict[str, str], monkeypatch: pyt
     player.wants_prompt_logprobs = frozenset({3})
     row, other = player.add(3, prompt(21), prompt_logprobs=2), player.add(1, prompt(30, 2))
     player.run([other, row], 2, chunk=11)
-    with torch.inference_mode():
-        model = oracle.load(path)
-        expected = copy.deepcopy(model).float()(torch.tensor([row.tokens])).logits[0].log_softmax(-1)
+    expected = oracle.logits(path, row.tokens).log_softmax(-1)
     assert sorted(row.prompt_logprobs) == list(range(1, 21))
     for position, (logprob, _, ids, _) in row.prompt_logprobs.items():
         assert logprob == pytest.approx(float(expected[position - 1][row.tokens[position]]), abs=0.1)

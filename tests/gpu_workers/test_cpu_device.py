@@ -10,6 +10,7 @@ import torch
 
 from gpu_workers.device import cpu
 from ipc import config as ipc_config
+from ipc.errors import ConfigError
 
 MIB = 2**20
 
@@ -19,6 +20,12 @@ def device() -> Any:
     before = torch.get_num_threads()
     yield cpu.CPUDevice(ipc_config.load({"cpu_threads": 2}, environ={}))
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8_e4m3"])
+def test_settings_that_only_a_gpu_can_serve(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"--kv-cache-dtype {kind}: on the CPU .* leave it at auto, or use --device cuda"):
+        cpu.CPUDevice(ipc_config.load({"kv_cache_dtype": kind}, environ={}))
 
 
 def serving(weight_bytes: int, max_model_len: int) -> Any:

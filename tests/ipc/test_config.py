@@ -38,6 +38,7 @@ def test_lists_and_booleans_come_from_the_environment() -> None:
         ({"kv_cache_memory": "lots"}, {}, ["kv_cache_memory", "lots"]),
         ({"gpu_memory_utilization": 1.5}, {}, ["--gpu-memory-utilization", "1.5"]),
         ({"gpu_memory_utilization": 0}, {}, ["--gpu-memory-utilization", "> 0"]),
+        ({"kv_cache_dtype": "fp8_e5m2"}, {}, ["--kv-cache-dtype", "auto, fp8, fp8_e4m3", "fp8_e5m2"]),
         ({"enforce_eager": "perhaps"}, {}, ["--enforce-eager", "perhaps"]),
         ({"max_num_seqs": 4096}, {}, ["max_num_batched_tokens", "4096"]),
     ],
