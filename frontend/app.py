@@ -12,7 +12,6 @@ from aiohttp import web
 
 from frontend import http_errors
 from frontend.admission import Admission
-from frontend.answer_formats import AnswerFormats
 from frontend.auth import ApiKeys, HostNames, read_key_file
 from frontend.batch_runner import ENDPOINTS, BatchRunner
 from frontend.batch_store import BatchStore
@@ -105,7 +104,6 @@ class App:
         self.server_config = spec.config.server
         self.admission = Admission(spec, arena)
         self.middle = FillInTheMiddle(client.tokenizer)
-        self.formats = AnswerFormats.of(spec.config.server, client.tokenizer)
         self.in_flight = 0
         self.on_idle: Callable[[], None] | None = None  # called when the last request in flight has ended
         self.stored = Store(self.server_config, spec.config.parallel.frontends)

@@ -199,7 +199,7 @@ async def search(client: EngineClient, works: Sequence[Work], wishes: Wishes) ->
         found.step([stream.said for stream in streams if stream.said is not None])
     outputs = [_written(client.tokenizer, each, beam) for each, beam in zip(works, found.results)]
     if client.metrics is not None:
-        client.metrics.count("request_success", outputs[0].finish_reason or "stop")
+        client.metrics.count("request_success", REASONS[found.results[0].reason])
     return RequestOutput(
         work.request_id, work.prompt, work.prompt_ids, None, outputs, finished=True, num_cached_tokens=cached
     ), found.results

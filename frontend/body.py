@@ -31,19 +31,24 @@ async def read_json(request: web.BaseRequest, shape: msgspec.json.Decoder[Shape]
     try:
         return shape.decode(raw)
     except msgspec.ValidationError as error:
-        message = str(error)
-        path = _PATH.search(message)
-        param = path.group(1) if path else None
-        if param is None:
-            missing = re.search(r"required field `(\w+)`", message)
-            param = missing.group(1) if missing else None
-        raise InvalidRequestError(message.replace("`", "'"), param) from None
+        raise misshapen(error) from None
     except msgspec.DecodeError as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}", None, "invalid_json") from None
     except UnicodeDecodeError:
         raise InvalidRequestError("the body is not valid UTF-8", None, "invalid_json") from None
     except RecursionError:
         raise InvalidRequestError("the body is nested too deeply", None, "invalid_json") from None
+
+
+def misshapen(error: msgspec.ValidationError) -> InvalidRequestError:
+    """In words a client can use, naming the member."""
+    message = str(error)
+    path = _PATH.search(message)
+    param = path.group(1) if path else None
+    if param is None:
+        missing = re.search(r"required field `(\w+)`", message)
+        param = missing.group(1) if missing else None
+    return InvalidRequestError(message.replace("`", "'"), param)
 
 
 async def _read(request: web.BaseRequest, limit: int, any_type: bool) -> bytes:

@@ -76,7 +76,7 @@ class ChatSseStream(SseStream):
                         self._frame(b'{"reasoning_content":"%b","reasoning":"%b"}' % (body, body))
                 case Kind.CALL:
                     self._called = True
-                    self._frame(encode({"tool_calls": [{"index": delta.call, **call_json(ToolCall(delta.id, delta.name))}]}))
+                    self._frame(encode({"tool_calls": [{"index": delta.call, **ToolCall(delta.id, delta.name).as_json()}]}))
                 case Kind.ARGUMENTS:
                     part = b'{"tool_calls":[{"index":%d,"function":{"arguments":"%b"}}]}'
                     self._frame(part % (delta.call, json_inside(delta.text)))
@@ -92,8 +92,3 @@ class ChatSseStream(SseStream):
         more = splitter.reasoning_tokens - self._counted
         self._counted += more
         self._usage.reasoning_tokens = (self._usage.reasoning_tokens or 0) + more
-
-
-def call_json(call: ToolCall) -> dict[str, Any]:
-    """OpenAI's object for a call."""
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from frontend.engine_client import EngineClient
 from frontend.schemas.chat import ChatRequest
 from frontend.schemas.numbers import integer
 from frontend.stream import Work
@@ -29,12 +30,20 @@ async def prepare_chat(app: App, body: ChatRequest, request_id: str, arrival_ns:
     params = check_chat(app, body)
     tools = body.read_tools()
     app.check_count(params.n)
-    text, ids = await render_chat(app, body, tools)
+    return await prepare(app.client, body, params, tools, request_id, arrival_ns)
+
+
+async def prepare(
+    client: EngineClient, body: ChatRequest, params: SamplingParams, tools: Tools, request_id: str | None = None, arrival_ns: int = 0
+) -> list[Work]:
+    """As `prepare_chat`, of a request that is checked. tools: of `body.read_tools()`. What the body says of sampling is not read again."""
+    text, ids = await render(client, body, tools)
+    formats = client.preparer.formats
     continued = body.messages[-1].text() if body.continue_final_message else None
-    splitting = app.formats.splitting(tools, text, continued, body.include_reasoning is not False)
-    splitting, given = app.formats.with_constraint(splitting, params.structured_outputs)
-    params = _constrained(params, given, app.formats.constraint(tools, splitting))
-    return await app.client.preparer.prepare(
+    splitting = formats.splitting(tools, text, continued, body.include_reasoning is not False)
+    splitting, given = formats.with_constraint(splitting, params.structured_outputs)
+    params = _constrained(params, given, formats.constraint(tools, splitting))
+    return await client.preparer.prepare(
         ids,
         params,
         text=text,
@@ -75,10 +84,9 @@ def _constrained(params: SamplingParams, given: StructuredOutputsParams | None, 
     return params if given is None and calls is None else msgspec.structs.replace(params, structured_outputs=given or calls)
 
 
-async def render_chat(app: App, body: ChatRequest, tools: Tools | None = None) -> tuple[str, list[int]]:
-    """The prompt and its ids. tools: of `body.read_tools()`, if that has been called."""
-    tools = tools or body.read_tools()
-    return await app.client.tokenizer.encode_chat(
+async def render(client: EngineClient, body: ChatRequest, tools: Tools) -> tuple[str, list[int]]:
+    """The prompt and its ids. tools: of `body.read_tools()`."""
+    return await client.tokenizer.encode_chat(
         [message.plain() for message in body.messages],
         add_generation_prompt=body.add_generation_prompt if body.add_generation_prompt is not None else not body.continue_final_message,
         continue_final_message=bool(body.continue_final_message),

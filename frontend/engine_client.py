@@ -6,10 +6,11 @@ HTTP handlers and the Python API (`quire.LLM`, `quire.AsyncLLM`) use the same cl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class EngineClient:
         self._dead = ""
 
     async def start(self) -> None:
-        """Load the tokenizer and open the channel. Raises ConfigError if the tokenizer cannot be read."""
+        """Load the tokenizer and open the channel. Raises ConfigError for a tokenizer or a format of answers that cannot be used."""
         self._loop = asyncio.get_running_loop()
         model = self.spec.model
         self.tokenizer = await self._loop.run_in_executor(None, Tokenizer.load, model.tokenizer_path, self.spec.config.model.chat_template)
@@ -120,11 +121,18 @@ class EngineClient:
     async def stream(
         self, prompt: str | list[int], params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
     ) -> AsyncIterator[RequestOutput]:
-        """Each item carries only what is new since the one before, of every completion that has something new.
+        """As `grow`, for one prompt."""
+        works = await self.preparer.prepare(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        async with contextlib.aclosing(self.grow(works)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def grow(self, works: Sequence[Work]) -> AsyncGenerator[RequestOutput, None]:
+        """Compute one prompt's completions; each item carries only what is new since the one before, of every completion that has
+        something new.
 
         The last item has finished=True. Leaving the iterator early aborts the request.
         """
-        works = await self.preparer.prepare(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
         news = asyncio.Event()
         streams = [DeltaStream(work, self.tokenizer, news.set) for work in works]
         self.open(streams)
@@ -139,11 +147,11 @@ class EngineClient:
                         continue
                     if stream.error is not None:
                         raise stream.error
-                    text, ids, logprobs = stream.take()
-                    if stream.reason is not None:
+                    output = stream.take()
+                    if output.finish_reason is not None:
                         reported.add(stream.work.index)
-                    if ids or text or stream.reason is not None:
-                        outputs.append(CompletionOutput(stream.work.index, text, ids, logprobs, stream.reason, stream.stop_reason))
+                    if output.token_ids or output.text or output.finish_reason is not None:
+                        outputs.append(output)
                 if outputs:
                     yield _request_output(streams, outputs, finished=len(reported) == len(streams))
         finally:

@@ -24,9 +24,9 @@ TokenLogprobs = dict[int, Logprob]
 class CompletionOutput:
     """One completion of a prompt, or in a stream what is new of it.
 
-    finish_reason: 'stop', 'length', 'abort', or None while it grows. stop_reason: the stop token's id or the stop string that ended it.
-    token_ids hold a stop token, text does not. message: the text taken apart into content, reasoning and tool calls, where asked for;
-    reasoning_tokens: how many of the tokens are reasoning.
+    finish_reason: 'stop', 'length', 'abort', 'repetition', 'tool_calls' (it ended by itself, and calls tools), or None while it grows.
+    stop_reason: the stop token's id or the stop string that ended it. token_ids hold a stop token, text does not. message: of a chat, the
+    text taken apart into content, reasoning and tool calls; reasoning_tokens: how many of the tokens are reasoning.
     """
 
     index: int

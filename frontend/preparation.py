@@ -47,7 +47,9 @@ class Preparer:
     """Prepares requests for one model. Raises InvalidRequestError for what can never be served."""
 
     def __init__(self, spec: ChildSpec, tokenizer: Tokenizer) -> None:
+        """Raises ConfigError for a format of answers that is set and not known."""
         self._spec, self._tokenizer = spec, tokenizer
+        self.formats = AnswerFormats.of(spec.config.server, tokenizer)
 
     async def prepare(
         self,
@@ -180,7 +182,7 @@ class Preparer:
     @cached_property
     def thinking_marks(self) -> tuple[int, int] | None:
         """The tokens that open and close this model's reasoning; None if it has none, or none that are one token each."""
-        formats = AnswerFormats.of(self._spec.config.server, self._tokenizer)
+        formats = self.formats
         if formats.reasoning is None or formats.reasoning.channels:
             return None
         begin, end = formats.added.get(formats.reasoning.begin), formats.added.get(formats.reasoning.end)

@@ -234,12 +234,13 @@ class CollectStream(Stream):
 
     def completion(self) -> CompletionOutput:
         """What came of it, when it has ended."""
+        called = self.message is not None and bool(self.message.calls)
         return CompletionOutput(
             self.work.index,
             self.text,
             self.ids,
             self.logprobs,
-            self.reason,
+            _finish_reason(self.reason, called),
             self.stop_reason,
             self.message,
             self.reasoning_tokens,
@@ -308,7 +309,19 @@ class DeltaStream(Stream):
     """Gathers what is new since the reader last looked, and rings a bell that its reader waits for: at the first token, and then
     every `stream_interval` tokens."""
 
-    __slots__ = ("_bell", "_interval", "_new_ids", "_new_logprobs", "_parts", "_speaks")
+    __slots__ = (
+        "_bell",
+        "_called",
+        "_counted",
+        "_deltas",
+        "_interval",
+        "_new_ids",
+        "_new_logprobs",
+        "_parts",
+        "_show_reasoning",
+        "_speaks",
+        "_splitter",
+    )
 
     def __init__(self, work: Work, tokenizer: Tokenizer, bell: Callable[[], Any]) -> None:
         super().__init__(work, tokenizer)
@@ -318,32 +331,60 @@ class DeltaStream(Stream):
         self._parts: list[str] = []
         self._new_ids: list[int] = []
         self._new_logprobs: list[TokenLogprobs] = []
+        splitting = work.splitting if self._speaks else None
+        self._splitter = splitting.splitter() if splitting is not None else None
+        self._show_reasoning = splitting is None or splitting.show_reasoning
+        self._deltas: list[Delta] = []
+        self._called = False
+        self._counted = 0  # tokens of reasoning that the reader knows of
 
     def push(self, token: int) -> bool:
         self._keep(token)
         text = self.text_of(token) if self._speaks else ""
         if text:
             self._parts.append(text)
+        if self._splitter is not None:
+            self._deltas += self._splitter.feed_token(text)
         if self._interval == 1 or len(self.ids) % self._interval == 1:
             self._bell()
-        return self.stopped
+        return self.stopped or (self._splitter is not None and self._splitter.done)
 
     def push_last(self, token: int) -> None:
         self._keep(token)
         if self.work.params.include_stop_str_in_output and self._speaks:
-            self._parts.append(self._detokenizer.feed(token))
+            self._say(self._detokenizer.feed(token))
 
     def on_end(self) -> None:
-        self._parts.append(self.last_text())
+        self._say(self.last_text())
+        if self._splitter is not None:
+            self._deltas += self._splitter.finish()
         self._bell()
 
-    def take(self) -> tuple[str, list[int], list[TokenLogprobs] | None]:
-        """Text, ids and logprobs since the last call."""
-        taken = "".join(self._parts), self._new_ids, self._new_logprobs if self.work.params.logprobs is not None else None
-        self._parts, self._new_ids, self._new_logprobs = [], [], []
-        return taken
+    def take(self) -> CompletionOutput:
+        """What is new since the last call."""
+        logprobs = self._new_logprobs if self.work.params.logprobs is not None else None
+        output = CompletionOutput(self.work.index, "".join(self._parts), self._new_ids, logprobs, stop_reason=self.stop_reason)
+        if self._splitter is not None:
+            self._called |= any(delta.kind is Kind.CALL for delta in self._deltas)
+            shown = [delta for delta in self._deltas if self._show_reasoning or delta.kind is not Kind.REASONING]
+            output.message = Message.of(shown)
+            output.reasoning_tokens = self._splitter.reasoning_tokens - self._counted
+            self._counted = self._splitter.reasoning_tokens
+        output.finish_reason = _finish_reason(self.reason, self._called)
+        self._parts, self._new_ids, self._new_logprobs, self._deltas = [], [], [], []
+        return output
+
+    def _say(self, text: str) -> None:
+        self._parts.append(text)
+        if self._splitter is not None:
+            self._deltas += self._splitter.feed(text)
 
     def _keep(self, token: int) -> None:
         self._new_ids.append(token)
         if self.row is not None:
             self._new_logprobs.append(self.logprobs_of(token, self.row, self.work.params.logprobs))
+
+
+def _finish_reason(reason: str | None, called: bool) -> str | None:
+    """An answer that ended by itself and calls tools ended for them."""
+    return "tool_calls" if reason == "stop" and called else reason

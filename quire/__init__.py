@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ipc.sampling_params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
     from quire.async_llm import AsyncLLM
     from quire.beam_search import BeamSearchOutput, BeamSearchParams
+    from quire.conversations import ChatOptions
     from quire.llm import LLM
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "AsyncLLM",
     "BeamSearchOutput",
     "BeamSearchParams",
+    "ChatOptions",
     "CompletionOutput",
     "ConfigError",
     "EmbeddingOutput",
@@ -45,6 +47,7 @@ __all__ = [
 
 _HOMES = {
     "LLM": "quire.llm",
+    "ChatOptions": "quire.conversations",
     "AsyncLLM": "quire.async_llm",
     **dict.fromkeys(("BeamSearchOutput", "BeamSearchParams"), "quire.beam_search"),
     **dict.fromkeys(("RepetitionDetectionParams", "RequestOutputKind", "SamplingParams"), "ipc.sampling_params"),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from frontend import vectors
 from frontend.engine_client import EngineClient
 from frontend.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
+from frontend.stream import Work
 from frontend.tokenizer import Tokenizer
 from ipc.arena import EngineStats
 from ipc.config import Config, ModelInfo
-from ipc.errors import EngineDeadError
+from ipc.errors import EngineDeadError, InvalidRequestError
 from ipc.sampling_params import RequestOutputKind, SamplingParams
 from quire import beam_search
+from quire import conversations as chats
 from quire.beam_search import BeamSearchOutput, BeamSearchParams
+from quire.conversations import ChatOptions
 from quire.engine import EmbeddedEngine
-from quire.prompts import Message, default_params, one
+from quire.prompts import Message, conversations, default_params, one
 
 
 class AsyncLLM:
@@ -68,11 +72,23 @@ class AsyncLLM:
         Leaving the iterator early aborts the request. Raises InvalidRequestError, QueueFullError, RequestFailedError, EngineDeadError.
         """
         params = sampling_params or default_params(self._engine.model)
-        name = request_id or f"req-{secrets.token_hex(8)}"
+        name, item = request_id or f"req-{secrets.token_hex(8)}", one(prompt)
+
+        def prepare() -> Awaitable[list[Work]]:
+            return self._engine.client.preparer.prepare(item, params, request_id=name, priority=priority, cache_salt=cache_salt)
+
+        async with contextlib.aclosing(self._grow(prepare, params, name, delta)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def _grow(
+        self, prepare: Callable[[], Awaitable[list[Work]]], params: SamplingParams, name: str, delta: bool
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """What the engine makes of what `prepare` gives, on its loop, as `params` and `delta` want it."""
         arrivals: asyncio.Queue[RequestOutput | BaseException | None] = asyncio.Queue()
         here = asyncio.get_running_loop()
         whole = _Whole()
-        work = self._engine.submit(_pump(self._engine.client, one(prompt), params, name, priority, cache_salt, here, arrivals))
+        work = self._engine.submit(_pump(self._engine.client, prepare, here, arrivals))
         work.add_done_callback(lambda _: _tell(here, arrivals, None))
         finished = False
         delta = delta or params.output_kind is RequestOutputKind.DELTA
@@ -96,30 +112,22 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        priority: int = 0,
-        cache_salt: str = "",
         delta: bool = False,
+        **options: Unpack[ChatOptions],
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Answer one conversation through the model's chat template; otherwise as `generate`."""
-        text, ids = await asyncio.to_thread(
-            self.get_tokenizer().encode_messages,
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **(chat_template_kwargs or {}),
-        )
-        outputs = self.generate(ids, sampling_params, request_id, priority=priority, cache_salt=cache_salt, delta=delta)
-        try:
+        """Answer one conversation through the model's chat template; otherwise as `generate`. options: as `LLM.chat`'s.
+
+        Each output's `message` is the text so far taken apart, or with `delta` what is new of it.
+        """
+        talks = conversations(messages)
+        if len(talks) > 1:
+            raise InvalidRequestError(f"AsyncLLM.chat answers one conversation at a time, got {len(talks)}", "messages")
+        params = sampling_params or default_params(self._engine.model)
+        name = request_id or f"chat-{secrets.token_hex(8)}"
+        body, client = chats.request(talks[0] if talks else [], options), self._engine.client
+        async with contextlib.aclosing(self._grow(lambda: chats.prepare(client, body, params, name), params, name, delta)) as outputs:
             async for output in outputs:
-                output.prompt = text
-                yield output
-        finally:
-            await outputs.aclose()
+                yield chats.with_messages(output)
 
     async def beam_search(self, prompt: str | list[int] | Mapping[str, Any], params: BeamSearchParams) -> BeamSearchOutput:
         """The most likely continuations of one prompt. Cancelling the caller aborts it."""
@@ -187,6 +195,12 @@ class _Whole:
                 logprobs=old.logprobs if new.logprobs is None else [*(old.logprobs or []), *new.logprobs],
                 finish_reason=new.finish_reason,
                 stop_reason=new.stop_reason,
+                message=old.message
+                if new.message is None
+                else new.message
+                if old.message is None
+                else old.message.followed_by(new.message),
+                reasoning_tokens=old.reasoning_tokens + new.reasoning_tokens,
             )
         delta.outputs = [self._outputs[index] for index in sorted(self._outputs)]
         return delta
@@ -194,18 +208,15 @@ class _Whole:
 
 async def _pump(
     client: EngineClient,
-    prompt: str | list[int],
-    params: SamplingParams,
-    request_id: str,
-    priority: int,
-    salt: str,
+    prepare: Callable[[], Awaitable[list[Work]]],
     there: asyncio.AbstractEventLoop,
     arrivals: asyncio.Queue[RequestOutput | BaseException | None],
 ) -> None:
     """Runs on the engine's loop; hands each output over to the caller's."""
     try:
-        async for output in client.stream(prompt, params, request_id=request_id, priority=priority, cache_salt=salt):
-            _tell(there, arrivals, output)
+        async with contextlib.aclosing(client.grow(await prepare())) as outputs:
+            async for output in outputs:
+                _tell(there, arrivals, output)
     except Exception as error:
         _tell(there, arrivals, error)
 

@@ -176,5 +176,5 @@ class EngineBackend:
 
 async def _next(outputs: AsyncGenerator[Any, None]) -> str | None:
     async for output in outputs:
-        return "".join(each.text for each in output.outputs)
+        return "".join(each.message.content or "" for each in output.outputs)
     return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from frontend import vectors
 from frontend.outputs import EmbeddingRequestOutput, RequestOutput
@@ -15,9 +15,11 @@ from ipc.arena import EngineStats
 from ipc.config import Config
 from ipc.sampling_params import SamplingParams
 from quire import beam_search, offline
+from quire import conversations as chats
 from quire.beam_search import BeamSearchOutput, BeamSearchParams
+from quire.conversations import ChatOptions
 from quire.engine import EmbeddedEngine
-from quire.prompts import Message, Prompt, Prompts, as_list, conversations, default_params, params_for
+from quire.prompts import Message, Prompts, as_list, conversations, default_params, params_for
 
 Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput)
 
@@ -61,41 +63,28 @@ class LLM:
         """
         items = as_list(prompts)
         params = params_for(len(items), sampling_params, default_params(self._engine.model))
-        return self._run(items, params, use_tqdm, priority, cache_salt)
+        client = self._engine.client
+        return self._complete(
+            lambda index: client.complete(items[index], params[index], priority=priority, cache_salt=cache_salt), params, use_tqdm
+        )
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        priority: int = 0,
-        cache_salt: str = "",
+        **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
         """Answer one conversation or many, through the model's chat template. Otherwise as `generate`.
 
-        chat_template_kwargs: further variables for the template. Raises InvalidRequestError also when the template refuses the messages.
+        options: fields of /v1/chat/completions, see ChatOptions. Each output's `message` is its text taken apart into content, reasoning
+        and tool calls. Raises InvalidRequestError also for what would be refused over HTTP, and when the template refuses the messages.
         """
         talks = conversations(messages)
         params = params_for(len(talks), sampling_params, default_params(self._engine.model))
-        encoded = [
-            self.get_tokenizer().encode_messages(
-                talk,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
-            )
-            for talk in talks
-        ]
-        outputs = self._run([ids for _, ids in encoded], params, use_tqdm, priority, cache_salt)
-        for output, (text, _) in zip(outputs, encoded):
-            output.prompt = text
-        return outputs
+        bodies = [chats.request(talk, options) for talk in talks]
+        client = self._engine.client
+        return self._complete(lambda index: chats.answer(client, bodies[index], params[index]), params, use_tqdm)
 
     def embed(
         self,
@@ -154,14 +143,11 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def _run(self, items: list[Prompt], params: list[SamplingParams], use_tqdm: bool, priority: int, salt: str) -> list[RequestOutput]:
-        client = self._engine.client
-        return self._gather(
-            lambda index: client.complete(items[index], params[index], priority=priority, cache_salt=salt),
-            [each.n for each in params],
-            use_tqdm,
-            lambda output: sum(len(each.token_ids) for each in output.outputs),
-        )
+    def _complete(
+        self, work: Callable[[int], Awaitable[RequestOutput]], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        """What work(index) gives for each of params."""
+        return self._gather(work, [each.n for each in params], use_tqdm, lambda output: sum(len(each.token_ids) for each in output.outputs))
 
     def _gather(
         self, work: Callable[[int], Awaitable[Output]], weights: list[int], use_tqdm: bool, num_output: Callable[[Output], int]

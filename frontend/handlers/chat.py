@@ -10,7 +10,6 @@ from aiohttp import web
 
 from frontend.beam_search import run
 from frontend.body import decoder, read_json
-from frontend.chat_stream import call_json
 from frontend.conversation import echoed, prepare_chat
 from frontend.generation import Answer, outputs_json, prompt_logprobs_json, stream_answer
 from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
@@ -95,7 +94,7 @@ def _choice(app: App, body: ChatRequest, wanted: Wanted, echo: str, index: int, 
         "index": index,
         "message": message,
         "logprobs": logprobs,
-        "finish_reason": "tool_calls" if each.finish_reason == "stop" and each.message and each.message.calls else each.finish_reason,
+        "finish_reason": each.finish_reason,
         "stop_reason": each.stop_reason,
     }
     if body.return_token_ids:
@@ -114,5 +113,5 @@ def _message(output: CompletionOutput, show_reasoning: bool) -> dict[str, Any]:
     if show_reasoning and parts.reasoning is not None:
         message |= {"reasoning_content": parts.reasoning, "reasoning": parts.reasoning}
     if parts.calls:
-        message["tool_calls"] = [call_json(call) for call in parts.calls]
+        message["tool_calls"] = [call.as_json() for call in parts.calls]
     return message

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from frontend.body import decoder, read_json
-from frontend.conversation import check_chat, prepare_chat, render_chat
+from frontend.conversation import check_chat, prepare_chat, render
 from frontend.generation import json_answer
 from frontend.http_errors import Dialect, HttpError
 from frontend.output_split import Delta, Kind
@@ -63,7 +63,7 @@ async def count_tokens(app: App, request: web.BaseRequest) -> web.Response:
     body = await read_json(request, _DECODER, app.server_config.max_body_bytes)
     chat = anthropic.chat_request(body)
     check_chat(app, chat)
-    _, ids = await render_chat(app, chat)
+    _, ids = await render(app.client, chat, chat.read_tools())
     return json_answer({"input_tokens": len(ids)})
 
 

@@ -6,6 +6,7 @@ import enum
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 ID_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
@@ -35,11 +36,19 @@ class Delta:
 
 @dataclass(slots=True)
 class ToolCall:
-    """A call as it stands; arguments is JSON text, cut short if the answer was."""
+    """A call as it stands; arguments is JSON text, cut short if the answer was. index: its number in the answer, from 0.
+
+    In a stream of what is new, a call that goes on has neither id nor name, and more of its arguments.
+    """
 
     id: str
     name: str
     arguments: str = ""
+    index: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """OpenAI's object for a call."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 @dataclass(slots=True)
@@ -54,16 +63,38 @@ class Message:
     def of(cls, deltas: Iterable[Delta]) -> Message:
         """The sum of all deltas of an answer."""
         texts: dict[tuple[Kind, int], list[str]] = {}
-        calls: list[ToolCall] = []
+        calls: dict[int, ToolCall] = {}
         for delta in deltas:
             if delta.kind == Kind.CALL:
-                calls.append(ToolCall(delta.id, delta.name))
+                calls[delta.call] = ToolCall(delta.id, delta.name, "", delta.call)
             else:
                 texts.setdefault((delta.kind, delta.call), []).append(delta.text)
         whole = {key: "".join(parts) for key, parts in texts.items()}
-        for number, call in enumerate(calls):
-            call.arguments = whole.get((Kind.ARGUMENTS, number), "")
-        return cls(whole.get((Kind.CONTENT, -1)), whole.get((Kind.REASONING, -1)), calls)
+        for (kind, number), text in whole.items():
+            if kind is Kind.ARGUMENTS:
+                calls.setdefault(number, ToolCall("", "", "", number)).arguments = text
+        return cls(whole.get((Kind.CONTENT, -1)), whole.get((Kind.REASONING, -1)), list(calls.values()))
+
+    def as_input(self) -> dict[str, Any]:
+        """As the conversation's next message, in OpenAI's shape; what comes after it are the results of its calls."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning"] = self.reasoning
+        if self.calls:
+            message["tool_calls"] = [call.as_json() for call in self.calls]
+        return message
+
+    def followed_by(self, new: Message) -> Message:
+        """The message that this and what is new of it make together; neither changes."""
+        calls = {call.index: call for call in self.calls}
+        for call in new.calls:
+            old = calls.get(call.index)
+            calls[call.index] = call if old is None else ToolCall(old.id, old.name, old.arguments + call.arguments, old.index)
+        return Message(_sum(self.content, new.content), _sum(self.reasoning, new.reasoning), list(calls.values()))
+
+
+def _sum(first: str | None, second: str | None) -> str | None:
+    return first if second is None else second if first is None else first + second
 
 
 def joined(deltas: Iterable[Delta]) -> list[Delta]:

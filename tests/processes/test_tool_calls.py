@@ -1,7 +1,8 @@
-"""The bundled model calls tools and thinks, over HTTP and through all processes."""
+"""The bundled model calls tools and thinks, over HTTP and from Python, and through all processes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import jsonschema
 import openai
 import pytest
 
+from quire import LLM, AsyncLLM, InvalidRequestError, SamplingParams, StructuredOutputsParams
 from tests.processes.server import Server
 
 SCHEMA = {
@@ -34,6 +36,16 @@ TIMER: Any = {
 }
 ASK: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
 OPTIONS: Any = {"model": "demo", "temperature": 0, "max_tokens": 120}
+
+
+THINK: Any = [{"role": "user", "content": "What is 12 + 7 - 5?"}]
+GREEDY = SamplingParams(temperature=0, max_tokens=120)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM() as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +90,116 @@ def test_it_calls_when_it_must(client: openai.OpenAI, tool: Any, seed: int) -> N
 
 
 def test_it_thinks_when_asked_to(client: openai.OpenAI) -> None:
-    ask: Any = [{"role": "user", "content": "What is 12 + 7 - 5?"}]
-    answer = client.chat.completions.create(messages=ask, reasoning_effort="high", **OPTIONS)
+    answer = client.chat.completions.create(messages=THINK, reasoning_effort="high", **OPTIONS)
     message: Any = answer.choices[0].message
     assert message.reasoning
     assert "<think>" not in message.reasoning + (message.content or "")
     assert answer.usage.completion_tokens_details.reasoning_tokens > 0
-    silent: Any = client.chat.completions.create(messages=ask, reasoning_effort="none", **OPTIONS).choices[0].message
+    silent: Any = client.chat.completions.create(messages=THINK, reasoning_effort="none", **OPTIONS).choices[0].message
     assert not hasattr(silent, "reasoning")
+
+
+ASKED: Any = [
+    (ASK, {"tools": [WEATHER, TIMER]}),
+    (
+        ASK,
+        {"tools": [WEATHER, TIMER], "tool_choice": {"type": "function", "function": {"name": "set_timer"}}, "parallel_tool_calls": False},
+    ),
+    (ASK, {"tools": [WEATHER], "tool_choice": "none"}),
+    (THINK, {"reasoning_effort": "high"}),
+    (THINK, {"reasoning_effort": "high", "include_reasoning": False}),
+    (THINK, {"chat_template_kwargs": {"enable_thinking": False}}),
+    (ASK, {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}),
+    ([*ASK, {"role": "assistant", "content": "The weather"}], {"continue_final_message": True, "add_generation_prompt": False}),
+]
+
+
+def seen(message: Any) -> dict[str, Any]:
+    """OpenAI's object of a message without what is nothing or drawn by lot."""
+    found = {name: value for name, value in message.items() if value and name != "reasoning_content"}
+    for call in found.get("tool_calls", []):
+        del call["id"]
+    return found
+
+
+@pytest.mark.parametrize("messages, options", ASKED, ids=range(len(ASKED)))
+def test_python_answers_as_http_does(client: openai.OpenAI, llm: LLM, messages: Any, options: Any) -> None:
+    """Whole, as it grows, and piece by piece."""
+    over_http: Any = client.chat.completions.create(messages=messages, extra_body=options, **OPTIONS)
+    wanted = seen(over_http.choices[0].message.model_dump())
+    [output] = llm.chat(messages, GREEDY, use_tqdm=False, **options)
+    [answer] = output.outputs
+    assert answer.message is not None
+    assert seen(answer.message.as_input()) == wanted
+    assert answer.finish_reason == over_http.choices[0].finish_reason
+    details = over_http.usage.completion_tokens_details
+    assert answer.reasoning_tokens == (details.reasoning_tokens if details else 0)
+    assert len(answer.token_ids) == over_http.usage.completion_tokens
+
+    async def grown(delta: bool) -> list[Any]:
+        engine = AsyncLLM()
+        engine._engine = llm._engine
+        return [each.outputs[0] async for each in engine.chat(messages, GREEDY, delta=delta, **options)]
+
+    *_, last = asyncio.run(grown(False))
+    assert seen(last.message.as_input()) == wanted
+    assert (last.finish_reason, last.reasoning_tokens, last.text) == (answer.finish_reason, answer.reasoning_tokens, answer.text)
+    pieces = asyncio.run(grown(True))
+    assert "".join(each.message.content or "" for each in pieces) == (wanted.get("content") or "")
+    assert "".join(each.message.reasoning or "" for each in pieces) == (wanted.get("reasoning") or "")
+    parts = [call for each in pieces for call in each.message.calls]
+    assert "".join(part.arguments for part in parts) == "".join(c["function"]["arguments"] for c in wanted.get("tool_calls", []))
+    assert [part.name for part in parts if part.id] == [call["function"]["name"] for call in wanted.get("tool_calls", [])]
+    assert len(pieces) > 2
+
+
+def test_python_goes_on_after_a_call(llm: LLM) -> None:
+    [output] = llm.chat(ASK, GREEDY, use_tqdm=False, tools=[WEATHER, TIMER])
+    message = output.outputs[0].message
+    assert message is not None
+    result = {"role": "tool", "tool_call_id": message.calls[0].id, "content": '{"temperature": 21, "sky": "sunny"}'}
+    [second] = llm.chat([*ASK, message.as_input(), result], GREEDY, use_tqdm=False, tools=[WEATHER, TIMER])
+    assert second.outputs[0].message is not None
+    assert second.outputs[0].message.content and not second.outputs[0].message.calls
+
+
+REFUSED: Any = [
+    {"tools": []},
+    {"tools": [{"type": "function", "function": {"name": "two words"}}]},
+    {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "clock"}}},
+    {"tool_choice": "required"},
+    {"tools": "weather"},
+    {"reasoning_effort": "enormous"},
+    {"response_format": {"type": "poem"}},
+    {"response_format": {"type": "json_object"}, "tools": [WEATHER], "tool_choice": "required"},
+    {"chat_template_kwargs": {"messages": []}},
+    {"messages": []},
+    {"messages": [{"role": "wizard", "content": "x"}]},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": 5}]},
+    {"truncate_prompt_tokens": 0},
+    {"add_generation_prompt": True, "continue_final_message": True},
+]
+
+
+@pytest.mark.parametrize("change", REFUSED, ids=range(len(REFUSED)))
+def test_python_refuses_what_http_refuses_in_the_same_words(client: openai.OpenAI, llm: LLM, change: Any) -> None:
+    body = {"messages": ASK, **change}
+    with pytest.raises(openai.BadRequestError) as over_http:
+        client.chat.completions.create(**{**OPTIONS, "messages": body["messages"]}, extra_body=change)
+    engine = AsyncLLM()
+    engine._engine = llm._engine
+    with pytest.raises(InvalidRequestError) as caught:
+        asyncio.run(anext(engine.chat(**body)))  # type: ignore[arg-type]
+    assert (caught.value.message, caught.value.param) == (over_http.value.body["message"], over_http.value.param)  # type: ignore[index]
+
+
+def test_what_only_python_can_get_wrong(llm: LLM) -> None:
+    with pytest.raises(TypeError, match="tool_chioce"):
+        llm.chat(ASK, tool_chioce="auto")  # type: ignore[call-arg]
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
+    with pytest.raises(InvalidRequestError, match="one constraint") as caught:
+        llm.chat(ASK, params, response_format={"type": "json_object"}, use_tqdm=False)
+    assert caught.value.param == "response_format"
+    [silent] = llm.chat(ASK, SamplingParams(max_tokens=4, detokenize=False), tools=[WEATHER], use_tqdm=False)
+    assert silent.outputs[0].text == "" and len(silent.outputs[0].token_ids) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -112,6 +113,8 @@ def test_cuts_change_nothing(name: str) -> None:
         cut = fed(form.splitter(), pieces)
         assert plain(Message.of(cut)) == plain(form.split(text))
         assert joined(cut) == joined(fed(form.splitter(), [text]))
+        one_by_one = reduce(Message.followed_by, [Message.of([delta]) for delta in cut], Message())
+        assert one_by_one == Message.of(cut)
 
     check()
 
