@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from frontend.app import App
 
 
-async def prepare_chat(app: App, body: ChatRequest, request_id: str, arrival_ns: int) -> list[Work]:
+async def prepare_chat(app: App, body: ChatRequest, request_id: str, arrival_ns: int, before: Sequence[int] = ()) -> list[Work]:
     """Check everything, render the messages, tokenize; one Work for each of n completions. Nothing is submitted yet.
 
     Raises InvalidRequestError, HttpError 404 for another model's name, and admission's errors.
@@ -30,14 +31,25 @@ async def prepare_chat(app: App, body: ChatRequest, request_id: str, arrival_ns:
     params = check_chat(app, body)
     tools = body.read_tools()
     app.check_count(params.n)
-    return await prepare(app.client, body, params, tools, request_id, arrival_ns)
+    return await prepare(app.client, body, params, tools, request_id, arrival_ns, before)
 
 
 async def prepare(
-    client: EngineClient, body: ChatRequest, params: SamplingParams, tools: Tools, request_id: str | None = None, arrival_ns: int = 0
+    client: EngineClient,
+    body: ChatRequest,
+    params: SamplingParams,
+    tools: Tools,
+    request_id: str | None = None,
+    arrival_ns: int = 0,
+    before: Sequence[int] = (),
 ) -> list[Work]:
-    """As `prepare_chat`, of a request that is checked. tools: of `body.read_tools()`. What the body says of sampling is not read again."""
-    text, ids = await render(client, body, tools)
+    """As `prepare_chat`, of a request that is checked. tools: of `body.read_tools()`. What the body says of sampling is not read again.
+
+    before: tokens of a conversation up to and with an answer, which the body's messages go on from.
+    """
+    text, ids = await render(client, body, tools, resumes=bool(before))
+    if before:
+        ids = [*before, *ids]
     formats = client.preparer.formats
     continued = body.messages[-1].text() if body.continue_final_message else None
     splitting = formats.splitting(tools, text, continued, body.include_reasoning is not False)
@@ -84,8 +96,8 @@ def _constrained(params: SamplingParams, given: StructuredOutputsParams | None, 
     return params if given is None and calls is None else msgspec.structs.replace(params, structured_outputs=given or calls)
 
 
-async def render(client: EngineClient, body: ChatRequest, tools: Tools) -> tuple[str, list[int]]:
-    """The prompt and its ids. tools: of `body.read_tools()`."""
+async def render(client: EngineClient, body: ChatRequest, tools: Tools, resumes: bool = False) -> tuple[str, list[int]]:
+    """The prompt and its ids. tools: of `body.read_tools()`. resumes: see Tokenizer.encode_messages."""
     return await client.tokenizer.encode_chat(
         [message.plain() for message in body.messages],
         add_generation_prompt=body.add_generation_prompt if body.add_generation_prompt is not None else not body.continue_final_message,
@@ -93,6 +105,7 @@ async def render(client: EngineClient, body: ChatRequest, tools: Tools) -> tuple
         tools=tools.listed,
         documents=body.documents,
         add_special_tokens=bool(body.add_special_tokens),
+        resumes=resumes,
         **template_variables(body),
     )
 

@@ -7,7 +7,7 @@ characters goes out as prebuilt JSON between the script's head and tail.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an answer ended. Times in nanoseconds; finish_reason and stop_reason as in frontend/outputs.py."""
+    """How an answer ended. Times in nanoseconds; finish_reason and stop_reason as in frontend/outputs.py. ids: all its tokens but a stop
+    token that is no text."""
 
     finish_reason: str
     stop_reason: int | str | None
@@ -41,6 +42,7 @@ class Outcome:
     reasoning_tokens: int = 0
     prompt_ns: int = 0  # from arrival to the first token
     output_ns: int = 0
+    ids: Sequence[int] = ()
 
     @classmethod
     def of_stream(cls, stream: Stream, reasoning_tokens: int = 0) -> Outcome:
@@ -55,6 +57,7 @@ class Outcome:
             reasoning_tokens,
             first - work.arrival_ns,
             max(0, stream.last_ns - first),
+            stream.shown_ids,
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,12 +164,9 @@ class Preparer:
 
     def _check_prompt(self, ids: list[int], name: str) -> None:
         """name: what the caller calls it."""
-        model = self._spec.model
         if not ids:
             raise InvalidRequestError(f"the {name} is empty: it has no tokens", name)
-        for token in (min(ids), max(ids)):
-            if not 0 <= token < model.vocab_size:
-                raise InvalidRequestError(f"the {name} has token id {token}; this model's go from 0 to {model.vocab_size - 1}", name)
+        check_ids(name, ids, self._spec.model.vocab_size)
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
         """What the output must follow. Raises InvalidRequestError if it is larger than the scheduler would take."""
@@ -215,6 +213,13 @@ class Preparer:
         if sum(map(len, found)) > MAX_BAD_WORD_TOKENS:
             raise InvalidRequestError(f"bad_words may have at most {MAX_BAD_WORD_TOKENS} tokens in all", "bad_words")
         return found
+
+
+def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidRequestError for a token id that is none of the model's. name: what the caller calls them."""
+    for token in (min(ids), max(ids)) if ids else ():
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(f"the {name} has token id {token}; this model's go from 0 to {vocab_size - 1}", name)
 
 
 def _deadline(arrival_ns: int, timeout: float | None) -> int:

@@ -161,6 +161,12 @@ class Stream:
     def cached_tokens(self) -> int | None:
         return None if self.finished is None else self.finished.num_cached
 
+    @property
+    def shown_ids(self) -> list[int]:
+        """All tokens but a stop token that is no text."""
+        ended_by_token = self.finished is not None and self.finished.stop_token >= 0
+        return self.ids[:-1] if ended_by_token and not self.work.params.include_stop_str_in_output else self.ids
+
     def logprobs_of(self, token: int, row: LogprobRow, limit: int | None) -> TokenLogprobs:
         """The chosen token first, then the `limit` most likely, by id; or those that the request names."""
         logprob, rank, top_ids, top_logprobs = row
@@ -279,18 +285,13 @@ class CollectStream(Stream):
             elif self._stop is not None:
                 self.text = "".join(self._parts) + self.last_text()
             elif self.work.params.detokenize:
-                self.text = self._tokenizer.decode(self._shown_ids(), self.work.params.skip_special_tokens)
+                self.text = self._tokenizer.decode(self.shown_ids, self.work.params.skip_special_tokens)
         self._gather.ended(self.error)
-
-    def _shown_ids(self) -> list[int]:
-        """All tokens but a stop token that is no text."""
-        ended_by_token = self.finished is not None and self.finished.stop_token >= 0
-        return self.ids[:-1] if ended_by_token and not self.work.params.include_stop_str_in_output else self.ids
 
     def _finish_split(self, splitter: Splitter) -> None:
         plain = self._plain_from >= 0
         if plain and self._stop is None:
-            self._parts += map(self._detokenizer.feed, self._shown_ids()[self._plain_from :])
+            self._parts += map(self._detokenizer.feed, self.shown_ids[self._plain_from :])
         self._parts.append(self.last_text())
         if plain:
             rest = "".join(self._parts[self._plain_part :])

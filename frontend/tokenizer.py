@@ -168,9 +168,12 @@ class Tokenizer:
             text = text[: text.rindex(marker)]
         return text
 
-    def encode_messages(self, messages: Sequence[Message], add_special_tokens: bool = False, **kwargs: Any) -> tuple[str, list[int]]:
+    def encode_messages(
+        self, messages: Sequence[Message], add_special_tokens: bool = False, resumes: bool = False, **kwargs: Any
+    ) -> tuple[str, list[int]]:
         """Prompt and ids of a chat. Names of special tokens in messages, tools and documents are encoded as text, so that no user can
         forge a turn. add_special_tokens: put those around it that the tokenizer puts around a text; templates mostly write them themselves.
+        resumes: the messages go on from an answer that there are tokens of, so only what the template writes after it is given.
 
         Messages of the assistant are left as they are: they come from the model, and templates look for its tokens in them.
         """
@@ -186,15 +189,25 @@ class Tokenizer:
                 kwargs[name] = _quoted(kwargs[name], self._specials, quote)
         if not kwargs.get("documents"):
             kwargs.pop("documents", None)  # templates ask whether it is defined
-        prompt = self.apply_chat_template([self._quote_message(message, quote) for message in messages], **kwargs)
+        quoted_messages = [self._quote_message(message, quote) for message in messages]
+        if resumes:
+            mark = f"\ue000{nonce}\ue001"
+            # The question is one that any template shows; it is cut off with the answer.
+            before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+            prompt = self.apply_chat_template([*before, *quoted_messages], **kwargs)
+            _, found, prompt = prompt.rpartition(mark)
+            if not found:
+                raise InvalidRequestError("the chat template does not show the answers so far, so none can be continued", "messages")
+        else:
+            prompt = self.apply_chat_template(quoted_messages, **kwargs)
         if not quoted:
             return prompt, self.encode(prompt, add_special_tokens)
-        before, after = self.frame() if add_special_tokens else ([], [])
-        ids: list[int] = [*before]
+        start, end = self.frame() if add_special_tokens else ([], [])
+        ids: list[int] = [*start]
         parts = re.split(f"\ue000{nonce}:(\\d+)\ue001", prompt)
         for place, part in enumerate(parts):
             ids += self._encode_plain(quoted[int(part)]) if place % 2 else self.encode(part, add_special_tokens=False) if part else []
-        return "".join(quoted[int(part)] if place % 2 else part for place, part in enumerate(parts)), ids + after
+        return "".join(quoted[int(part)] if place % 2 else part for place, part in enumerate(parts)), ids + end
 
     async def encode_chat(self, messages: Sequence[Message], **kwargs: Any) -> tuple[str, list[int]]:
         """As `encode_messages`, in a thread and within a bound of time."""

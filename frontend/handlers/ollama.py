@@ -8,6 +8,7 @@ import functools
 import os
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,10 +21,12 @@ from frontend.generation import json_answer
 from frontend.http_errors import Dialect, HttpError
 from frontend.output_split import Delta, Kind
 from frontend.part_stream import Outcome, Part, collect_parts, send_parts, text_of
+from frontend.preparation import check_ids
 from frontend.schemas.chat import ChatRequest
-from frontend.schemas.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, ShowRequest
+from frontend.schemas.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, ShowRequest, keep_alive_seconds
 from frontend.sse import encode
 from frontend.stream import Work
+from frontend.tokenizer import Tokenizer
 from frontend.translate import ollama as translate
 from ipc.errors import InvalidRequestError
 
@@ -42,26 +45,30 @@ async def chat(app: App, request: web.BaseRequest) -> web.StreamResponse:
     body = await read_json(request, _CHAT, app.server_config.max_body_bytes, any_type=True)
     script = OllamaScript(app.spec.model.name, chat=True)
     check_model(app, body.model)
+    alive = keep_alive_seconds(body.keep_alive)
     if not body.messages:
-        return _nothing(script)
+        return _nothing(script, alive)
     chat_request = translate.from_chat(body)
     [work] = await prepare_chat(app, chat_request, _identity(), arrival_ns)
     return await _answer(app, request, body, work, script)
 
 
 async def generate(app: App, request: web.BaseRequest) -> web.StreamResponse:
-    """One prompt: as a user's message, or as it is with `raw`. Raises as `chat` does."""
+    """One prompt: as a user's message, or as it is with `raw`; after what `context` holds. Raises as `chat` does."""
     arrival_ns = time.monotonic_ns()
     body = await read_json(request, _GENERATE, app.server_config.max_body_bytes, any_type=True)
     script = OllamaScript(app.spec.model.name, chat=False)
     check_model(app, body.model)
-    chat_request = translate.from_generate(body)
+    chat_request, alive = translate.from_generate(body), keep_alive_seconds(body.keep_alive)
+    check_ids("context", body.context or [], app.spec.model.vocab_size)
     if not body.prompt:
-        return _nothing(script)
+        return _nothing(script, alive)
     if body.suffix or body.raw or not app.client.tokenizer.has_chat_template:
         [work] = await _raw(app, body, chat_request, arrival_ns)
     else:
-        [work] = await prepare_chat(app, chat_request, _identity(), arrival_ns)
+        [work] = await prepare_chat(app, chat_request, _identity(), arrival_ns, body.context or ())
+    if not body.raw:
+        script.context = lambda outcome: [*work.prompt_ids, *_said(app.client.tokenizer, outcome)]
     return await _answer(app, request, body, work, script)
 
 
@@ -71,6 +78,8 @@ async def _raw(app: App, body: OllamaGenerateRequest, chat_request: ChatRequest,
     params = check_chat(app, chat_request)
     app.check_count(1)
     prompt: str | list[int] = body.prompt or ""
+    if body.context:
+        prompt = [*body.context, *await app.client.tokenizer.encode_soon(body.prompt or "", add_special_tokens=False)]
     if body.suffix:
         prompt = await app.middle.ids(prompt, body.suffix)
         params = msgspec.structs.replace(params, stop_token_ids=[*params.stop_token_ids, *app.middle.stop_token_ids])
@@ -84,9 +93,18 @@ async def _answer(app: App, request: web.BaseRequest, body: OllamaRequest, work:
     return json_answer(script.whole(parts) | script.end(outcome))
 
 
-def _nothing(script: OllamaScript) -> web.Response:
-    """A request without a prompt asks Ollama to load the model, which is loaded."""
-    return json_answer(script.line("content", "") | {"done": True, "done_reason": "load"})
+def _nothing(script: OllamaScript, alive: float | None) -> web.Response:
+    """A request without a prompt asks Ollama to load the model, or with keep_alive 0 to unload it. Here it is loaded, and stays so."""
+    return json_answer(script.line("content", "") | {"done": True, "done_reason": "unload" if alive == 0 else "load"})
+
+
+def _said(tokenizer: Tokenizer, outcome: Outcome) -> Sequence[int]:
+    """The answer's tokens, up to the stop string that ended it."""
+    stop = outcome.stop_string
+    if stop is None:
+        return outcome.ids
+    text = tokenizer.decode(outcome.ids, skip_special_tokens=False)
+    return tokenizer.encode(text[: text.rindex(stop)] if stop in text else text, add_special_tokens=False)
 
 
 def _identity() -> str:
@@ -110,6 +128,7 @@ class OllamaScript:
         self._kind: Kind | None = None
         self._call = Delta(Kind.CALL)
         self.logprobs: list[dict[str, Any]] = []
+        self.context: Callable[[Outcome], list[int]] | None = None  # tokens of the conversation with this answer, where clients are told
 
     def line(self, name: str, value: Any) -> dict[str, Any]:
         """A line whose message has `value` as its content, thinking or tool_calls."""
@@ -134,7 +153,8 @@ class OllamaScript:
 
     def end(self, outcome: Outcome) -> dict[str, Any]:
         """The members of the last line."""
-        return {
+        context = {} if self.context is None else {"context": self.context(outcome)}
+        return context | {
             "done": True,
             "done_reason": "length" if outcome.finish_reason == "length" else "stop",
             "total_duration": outcome.prompt_ns + outcome.output_ns,
@@ -234,6 +254,7 @@ async def show(app: App, request: web.BaseRequest) -> web.Response:
                 "embedding",
                 *(["tools"] if "tools" in source else []),
                 *(["insert"] if app.middle.known else []),
+                *(["thinking"] if app.client.preparer.formats.reasoning is not None else []),
             ],
             "modified_at": _time(files.modified),
         }

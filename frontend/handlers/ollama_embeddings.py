@@ -15,7 +15,7 @@ from frontend.handlers.embeddings import compute, count_tokens
 from frontend.handlers.ollama import check_model
 from frontend.preparation import Truncation
 from frontend.schemas.numbers import integer
-from frontend.schemas.ollama import OllamaEmbedOneRequest, OllamaEmbedRequest
+from frontend.schemas.ollama import OllamaEmbedOneRequest, OllamaEmbedRequest, keep_alive_seconds
 from frontend.schemas.prompts import prompts_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ async def embed(app: App, request: web.BaseRequest) -> web.Response:
     arrival_ns = time.monotonic_ns()
     body = await read_json(request, _EMBED, app.server_config.max_body_bytes, any_type=True)
     check_model(app, body.model)
+    keep_alive_seconds(body.keep_alive)
     dimensions = integer("dimensions", body.dimensions) or None
     vectors.check_dimensions(dimensions, app.spec.model.hidden_size)
     inputs = prompts_of("input", body.input, app.server_config.max_embedding_inputs) if body.input else []
@@ -51,6 +52,7 @@ async def embed_one(app: App, request: web.BaseRequest) -> web.Response:
     arrival_ns = time.monotonic_ns()
     body = await read_json(request, _EMBED_ONE, app.server_config.max_body_bytes, any_type=True)
     check_model(app, body.model)
+    keep_alive_seconds(body.keep_alive)
     if not body.prompt:
         return json_answer({"embedding": []})
     [stream] = await compute(app, [body.prompt], _identity(), arrival_ns, truncation=_WHOLE_CONTEXT, timeout=body.timeout)

@@ -270,6 +270,7 @@ class OllamaGenerate(_Answer):
     response: str
     done: bool
     done_reason: str | None = None
+    context: list[int] | None = None
 
 
 class OllamaModels(_Answer):

@@ -1,16 +1,36 @@
 """Ollama's shapes: /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show.
 
-Accepted and ignored: keep_alive (the model stays loaded), options that concern Ollama's own runner (num_ctx, num_gpu, use_mmap,
-...), and every name we do not know. Refused unless they say nothing: images, template, context, mirostat, tfs_z, typical_p.
+Accepted and ignored: keep_alive (checked, but the model stays loaded), options that concern Ollama's own runner (num_ctx, num_gpu,
+use_mmap, ...), and every name we do not know. Refused unless they say nothing: images, template, mirostat, tfs_z, typical_p.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
 from frontend.schemas.numbers import Int
+from ipc.errors import InvalidRequestError
+
+# Go's durations, as Ollama reads them.
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+
+
+def keep_alive_seconds(value: float | str | None) -> float | None:
+    """How long the model is to stay loaded: seconds, or a text such as '5m' or '1h30m'; less than 0 is for ever, None is not said.
+
+    Raises InvalidRequestError.
+    """
+    if not isinstance(value, str):
+        return value
+    sign, rest = (-1.0, value[1:]) if value[:1] == "-" else (1.0, value.removeprefix("+"))
+    parts = _PART.findall(rest)
+    if rest != "0" and (not parts or "".join(number + unit for number, unit in parts) != rest):
+        raise InvalidRequestError(f"keep_alive must be seconds or a duration such as '5m' or '-1s', got {value!r:.40}", "keep_alive")
+    return sign * sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
 class OllamaMessage(msgspec.Struct, kw_only=True):
@@ -49,7 +69,7 @@ class OllamaRequest(msgspec.Struct, kw_only=True):
     format: str | dict[str, Any] | None = None
     options: Options | None = None
     think: bool | str | None = None
-    keep_alive: Any = None
+    keep_alive: float | str | None = None
     logprobs: bool | None = None
     top_logprobs: Int = None
     timeout: float | None = None
@@ -61,6 +81,8 @@ class OllamaChatRequest(OllamaRequest, kw_only=True):
 
 
 class OllamaGenerateRequest(OllamaRequest, kw_only=True):
+    """context: what an earlier answer gave: the tokens of the conversation so far."""
+
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
@@ -78,7 +100,7 @@ class OllamaEmbedRequest(msgspec.Struct, kw_only=True):
     truncate: bool | None = None
     dimensions: Int = None
     options: Options | None = None
-    keep_alive: Any = None
+    keep_alive: float | str | None = None
     timeout: float | None = None
 
 
@@ -86,7 +108,7 @@ class OllamaEmbedOneRequest(msgspec.Struct, kw_only=True):
     model: str
     prompt: str = ""
     options: Options | None = None
-    keep_alive: Any = None
+    keep_alive: float | str | None = None
     timeout: float | None = None
 
 

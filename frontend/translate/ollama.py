@@ -28,11 +28,14 @@ def from_chat(body: OllamaChatRequest) -> ChatRequest:
 
 def from_generate(body: OllamaGenerateRequest) -> ChatRequest:
     """Raises InvalidRequestError naming the field. With raw, the messages are only there to be replaced by the prompt as it is."""
-    for name in ("template", "context", "images"):
+    for name in ("template", "images"):
         if getattr(body, name):
             raise not_supported(f"{name} is not supported by this version of quire", name)
-    if body.raw and body.system:
-        raise InvalidRequestError("raw leaves the prompt as it is, so there is no place for system", "system")
+    for name in ("system", "context"):
+        if body.raw and getattr(body, name):
+            raise InvalidRequestError(f"raw leaves the prompt as it is, so there is no place for {name}", name)
+    if body.context and body.suffix:
+        raise InvalidRequestError("suffix asks for the middle of a text, which goes on from no context", "context")
     messages = [ChatMessage(role="system", content=body.system)] if body.system else []
     return _request(body, [*messages, ChatMessage(role="user", content=body.prompt or "")])
 

@@ -10,7 +10,8 @@ from typing import Any
 import ollama
 import pytest
 
-from tests.api.server import ApiServer
+from frontend.tokenizer import Tokenizer
+from tests.api.server import DEMO, ApiServer
 
 KEY = {"Authorization": "Bearer sk-one"}
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 17}}\n</tool_call>'
@@ -78,8 +79,51 @@ def test_generate(client: ollama.Client) -> None:
 
 
 def test_a_request_without_a_prompt_loads_the_model(client: ollama.Client) -> None:
+    """And one with keep_alive 0 asks for its end, which is told and does not come: there is but one model."""
     assert client.generate("demo", "").done_reason == "load"
     assert client.chat("demo", []).done_reason == "load"
+    for alive in ("5m", "1h30m", "-1s", -1, 0.5, "+1.5h2ms"):
+        assert client.generate("demo", "", keep_alive=alive).done_reason == "load"
+    for none in (0, "0", "0s", "-0m"):
+        for answer in (client.generate("demo", "", keep_alive=none), client.chat("demo", [], keep_alive=none)):
+            assert (answer.done, answer.done_reason) == (True, "unload")
+    assert client.generate("demo", "still here", keep_alive=0).response == "still here"
+    assert client.ps().models[0].model == "demo"
+
+
+def test_context_goes_on_from_an_answer(client: ollama.Client, scripted: ApiServer) -> None:
+    """A conversation by context has the very tokens of the same conversation by messages."""
+    tokenizer = Tokenizer.load(str(DEMO))
+    first = client.generate("demo", "hello <|im_end|> you")
+    assert first.response == "hello <|im_end|> you" and first.context is not None
+    lines = list(client.generate("demo", "and again", context=first.context, stream=True))
+    assert "".join(line.response or "" for line in lines) == "and again"
+    assert all(line.context is None for line in lines[:-1])
+    talk = [*user("hello <|im_end|> you"), {"role": "assistant", "content": "hello <|im_end|> you"}, *user("and again")]
+    whole = tokenizer.encode_messages([*talk, {"role": "assistant", "content": "and again"}], add_generation_prompt=False)[1]
+    # The worker says a special token's name in other tokens than the tokenizer does, which takes the assistant's for its own.
+    name = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+    said = lines[-1].context
+    assert said is not None and said[: len(first.context)] == first.context
+    assert tokenizer.decode(said, skip_special_tokens=False) == tokenizer.decode(whole, skip_special_tokens=False).removesuffix(
+        "<|im_end|>\n"
+    )
+    assert said.count(name[0]) == 3, "turns end, and what a user writes is no end"
+    assert lines[-1].prompt_eval_count is not None and lines[-1].prompt_eval_count > len(first.context)
+    third = client.generate("demo", "more", context=said, system="be kind")
+    assert third.response == "more"
+    assert tokenizer.decode(third.context or [], skip_special_tokens=False).count("<|im_end|>\n<|im_start|>system\nbe kind<|im_end|>") == 1
+
+
+def test_context_ends_before_a_stop_string(client: ollama.Client) -> None:
+    tokenizer = Tokenizer.load(str(DEMO))
+    whole = client.generate("demo", "one two STOP three")
+    cut = client.generate("demo", "one two STOP three", options={"stop": ["STOP"]})
+    assert cut.response == "one two " and cut.context is not None and whole.context is not None
+    assert tokenizer.decode(cut.context, skip_special_tokens=False).endswith("assistant\none two ")
+    assert client.generate("demo", "x", raw=True, options={"num_predict": 2}).context is None
+    thought = client.generate("demo", "<think>\nhm\n</think>\nyes", think=True)
+    assert tokenizer.decode(thought.context or [], skip_special_tokens=False).endswith("<think>\nhm\n</think>\nyes")
 
 
 def test_async(scripted: ApiServer) -> None:
@@ -168,7 +212,19 @@ WRONG: list[tuple[str, dict[str, Any], int]] = [
     ("/api/chat", {"messages": user("x"), "options": []}, 400),
     ("/api/chat", {"messages": user("x"), "top_logprobs": 2}, 400),
     ("/api/generate", {"prompt": "x", "suffix": "y"}, 400),
-    ("/api/generate", {"prompt": "x", "context": [1]}, 400),
+    ("/api/generate", {"prompt": "x", "context": [1, 10**6]}, 400),
+    ("/api/generate", {"prompt": "x", "context": [-1]}, 400),
+    ("/api/generate", {"prompt": "", "context": [10**6]}, 400),
+    ("/api/generate", {"prompt": "x", "context": ["one"]}, 400),
+    ("/api/generate", {"prompt": "x", "context": [5] * 2048}, 400),
+    ("/api/generate", {"prompt": "x", "context": [5], "raw": True}, 400),
+    ("/api/generate", {"prompt": "x", "context": [5], "suffix": "y"}, 400),
+    ("/api/generate", {"prompt": "x", "keep_alive": "5 minutes"}, 400),
+    ("/api/generate", {"prompt": "", "keep_alive": "300"}, 400),
+    ("/api/chat", {"messages": user("x"), "keep_alive": "m"}, 400),
+    ("/api/chat", {"messages": [], "keep_alive": []}, 400),
+    ("/api/embed", {"input": "x", "keep_alive": ""}, 400),
+    ("/api/embeddings", {"prompt": "x", "keep_alive": "-"}, 400),
     ("/api/generate", {"prompt": "x", "template": "{{ .Prompt }}"}, 400),
     ("/api/generate", {"prompt": "x", "raw": True, "system": "y"}, 400),
     ("/api/generate", {"prompt": "x", "timeout": -1}, 400),

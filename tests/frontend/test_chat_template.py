@@ -152,3 +152,15 @@ def test_harmless_messages_are_encoded_in_one_piece() -> None:
     subject = tokenizer()
     prompt, ids = subject.encode_messages(USER)
     assert ids == subject.encode(prompt, add_special_tokens=False)
+
+
+def test_turns_after_an_answer_that_there_are_tokens_of() -> None:
+    """What the template writes once, at the start, does not come again."""
+    turns = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }};{% endfor %}"
+    subject = tokenizer("<s>" + turns + "{% if add_generation_prompt %}[assistant] {% endif %}")
+    text, ids = subject.encode_messages([{"role": "user", "content": "and you?"}], resumes=True)
+    assert text == ";[user] and you?;[assistant] "
+    assert ids == subject.encode(text, add_special_tokens=False)
+    silent = tokenizer("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}")
+    with pytest.raises(InvalidRequestError, match="does not show the answers"):
+        silent.encode_messages([{"role": "user", "content": "and you?"}], resumes=True)
