@@ -34,7 +34,7 @@ PART_KEYS = 256
 # Places in the argument array. Tiles and parts are columns over the rows of `plan`; SPLIT parts belong to each row that decodes.
 (QKV, OUT, K_CACHE, V_CACHE, NUM_BLOCKS, WINDOW, Q_NORM, K_NORM, EPS_BITS, SCALE_BITS, ANGLES, HALF, POSITIONS, SLOTS, TOKENS, TABLES,
  TABLE_WIDTH, ROWS, LENGTHS, NUM_NEW, STARTS, TILES, TILE_ROW, TILE_FIRST, DECODING, DECODE_ROW, SPLIT, PART_FIRST, PART_END, PARTIALS,
- SCRATCH, SCRATCH_BYTES, THREADS, NEXT_TILE, NEXT_PART, COUNTERS) = range(36)  # fmt: skip
+ SCRATCH, SCRATCH_BYTES, THREADS, NEXT_TILE, NEXT_PART, COUNTERS, TILE_CONFIGURATION) = range(37)  # fmt: skip
 NUM_ARGUMENTS = 40
 
 
@@ -48,6 +48,7 @@ class AttentionKernel:
         self._launch: Any = None
         self._scratch_bytes: Any = None
         self._used = 1
+        self._tokens = max(1, min(TILE_TOKENS, TILE_ROWS // shape.group))
         self._keep: tuple[Any, ...] = ()
         self._scratch = self._partials = np.empty(0, np.uint8)
         self._thread = threading.Thread(target=self._compile, name="compile-attention", daemon=True)
@@ -91,7 +92,7 @@ class AttentionKernel:
 
     def _tiles(self, step: StepInputs) -> tuple[np.ndarray, np.ndarray]:
         """Rows with several new tokens, cut into tiles: the row of each, and its first query's place in the row."""
-        tokens = max(1, min(TILE_TOKENS, TILE_ROWS // self._shape.group))
+        tokens = self._tokens
         tiles = np.where(step.num_new > 1, -(-step.num_new // tokens), 0)
         row = np.repeat(np.arange(len(tiles)), tiles)
         return row, (np.arange(len(row)) - np.repeat(tiles.cumsum() - tiles, tiles)) * tokens
@@ -127,13 +128,9 @@ class AttentionKernel:
     def _compile(self) -> None:
         began = time.monotonic()
         try:
-            from gpu_workers.attention.cpu_attention_kernel import compiled, scratch_bytes
             from gpu_workers.device.cpu_native import launcher
 
-            shape = self._shape
-            kernel = compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, shape.dtype == torch.bfloat16)
-            tokens = max(1, min(TILE_TOKENS, TILE_ROWS // shape.group))
-            self._scratch_bytes = lambda keys: scratch_bytes(shape.head_dim, shape.group, tokens, keys)
+            kernel = self._kernel()
             self._arguments[COUNTERS] = self._arguments.ctypes.data + NEXT_TILE * self._arguments.itemsize
             self._launch = launcher(kernel, self._arguments)
         except Exception as error:
@@ -142,3 +139,20 @@ class AttentionKernel:
             return
         self.ready = True
         log.debug("attention compiled in %.1f s", time.monotonic() - began)
+
+    def _kernel(self) -> Any:
+        from gpu_workers.attention import cpu_attention_kernel
+        from gpu_workers.device import cpu_tiles
+
+        shape = self._shape
+        if shape.dtype == torch.bfloat16 and cpu_tiles.available():
+            from gpu_workers.attention import cpu_tile_kernel
+
+            if cpu_tile_kernel.serves(shape.head_dim, shape.block_size):
+                self._tokens = cpu_tile_kernel.tile_tokens(shape.group)
+                self._scratch_bytes = lambda keys: cpu_tile_kernel.scratch_bytes(shape.head_dim, shape.group)
+                self._configuration = cpu_tiles.configuration()
+                self._arguments[TILE_CONFIGURATION] = self._configuration.ctypes.data
+                return cpu_tile_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size)
+        self._scratch_bytes = lambda keys: cpu_attention_kernel.scratch_bytes(shape.head_dim, shape.group, self._tokens, keys)
+        return cpu_attention_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, shape.dtype == torch.bfloat16)

@@ -8,14 +8,10 @@ import numpy as np
 from numba import carray, cfunc
 
 from gpu_workers.attention.cpu_attention import (
-    ANGLES,
     COUNTERS,
     DECODE_ROW,
     DECODING,
-    EPS_BITS,
-    HALF,
     K_CACHE,
-    K_NORM,
     LENGTHS,
     NUM_ARGUMENTS,
     NUM_BLOCKS,
@@ -24,14 +20,11 @@ from gpu_workers.attention.cpu_attention import (
     PART_END,
     PART_FIRST,
     PARTIALS,
-    POSITIONS,
-    Q_NORM,
     QKV,
     ROWS,
     SCALE_BITS,
     SCRATCH,
     SCRATCH_BYTES,
-    SLOTS,
     SPLIT,
     STARTS,
     TABLE_WIDTH,
@@ -46,13 +39,13 @@ from gpu_workers.attention.cpu_attention import (
     V_CACHE,
     WINDOW,
 )
+from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
 from gpu_workers.attention.cpu_attention_vectors import add_values, score_keys
 from gpu_workers.device.cpu_native import as_float, barrier, exponential, narrow, pointer, signature, thread_number, widen
 from gpu_workers.layers.cpu_linear_vectors import FLOAT32, PANEL, fetch_add, multiply_panel
 
 # Query rows that are multiplied together, and keys that a tile meets at a time.
 HEIGHT, KEYS = 6, 128
-LEAST = np.float32(-1e30)
 
 
 def _blocks(group: int, tokens: int) -> int:
@@ -81,7 +74,6 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bo
 def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool, cache: bool) -> Any:
     dim, size, heads = head_dim, block_size, group
     all_heads = (group + 2) * kv_heads
-    turning = (group + 1) * kv_heads
     dtype = np.uint16 if bf16 else np.float32
     is_bf16, number = int(bf16), 2 if bf16 else 4
     block_bytes = size * dim * number
@@ -107,39 +99,7 @@ def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: b
         scale = as_float(np.uint32(a[SCALE_BITS]))
         mine = a[SCRATCH] + me * a[SCRATCH_BYTES]
 
-        # Norm and turn queries and keys; keys and values go into the cache.
-        half = a[HALF]
-        positions = carray(pointer(a[POSITIONS]), (tokens,), np.int64)
-        slots = carray(pointer(a[SLOTS]), (tokens,), np.int64)
-        angles = carray(pointer(a[ANGLES]), (1,), np.float32)
-        numbers = carray(pointer(mine), (dim,), np.float32)
-        eps = as_float(np.uint32(a[EPS_BITS]))
-        for t in range(tokens * me // threads, tokens * (me + 1) // threads):
-            home, offset, angle = slots[t] // size, slots[t] % size * dim, positions[t] * 2 * half
-            for h in range(turning):
-                for d in range(dim):
-                    numbers[d] = widen(qkv[t, h, d]) if bf16 else qkv[t, h, d]
-                if a[Q_NORM] != 0:
-                    weight = carray(pointer(a[Q_NORM] if h < turning - kv_heads else a[K_NORM]), (dim,), dtype)
-                    squares = np.float32(0.0)
-                    for d in range(dim):
-                        squares += numbers[d] * numbers[d]
-                    factor = np.float32(1.0) / np.sqrt(squares / np.float32(dim) + eps)
-                    for d in range(dim):
-                        numbers[d] *= factor * (widen(weight[d]) if bf16 else weight[d])
-                for d in range(half):
-                    low, high, cosine, sine = numbers[d], numbers[half + d], angles[angle + d], angles[angle + half + d]
-                    numbers[d] = low * cosine - high * sine
-                    numbers[half + d] = high * cosine + low * sine
-                if h < turning - kv_heads:
-                    for d in range(dim):
-                        qkv[t, h, d] = narrow(numbers[d]) if bf16 else numbers[d]
-                else:
-                    for d in range(dim):
-                        k_cache[home, h - (turning - kv_heads), offset + d] = narrow(numbers[d]) if bf16 else numbers[d]
-            for h in range(kv_heads):
-                for d in range(dim):
-                    v_cache[home, h, offset + d] = qkv[t, turning + h, d]
+        store_keys_values(address, me, mine, dim, heads, kv_heads, size, bf16)
         if threads > 1:
             barrier()
 
@@ -312,25 +272,6 @@ def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: b
             start = fetch_add(a[COUNTERS] + 8, portion)
         if split > 1:
             barrier()
-            for unit in range(me, decoding * kv_heads, threads):
-                place, head = unit // kv_heads, unit % kv_heads
-                token = starts[decode_row[place]]
-                for g in range(heads):
-                    most = least
-                    for s in range(split):
-                        most = max(most, partials[(place * split + s) * kv_heads + head, g, dim])
-                    weight = np.float32(0.0)
-                    for d in range(dim):
-                        sum_of[d] = np.float32(0.0)
-                    for s in range(split):
-                        item = (place * split + s) * kv_heads + head
-                        factor = exponential(partials[item, g, dim] - most)
-                        weight += factor * partials[item, g, dim + 1]
-                        for d in range(dim):
-                            sum_of[d] += factor * partials[item, g, d]
-                    inverse = np.float32(1.0) / weight
-                    for d in range(dim):
-                        value = sum_of[d] * inverse
-                        out[token, head * heads + g, d] = narrow(value) if bf16 else value
+            merge_parts(address, me, mine, dim, heads, kv_heads, bf16)
 
     return kernel

@@ -16,6 +16,8 @@ from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runne
 from gpu_workers.kv_cache import bytes_per_block
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
+from gpu_workers.layers.cpu_tile_linear import TileLinear, TileProducts
+from gpu_workers.layers.cpu_tile_linear import supported as has_matrix_unit
 from gpu_workers.layers.ops import Ops
 from gpu_workers.quantization.rounding import BITS, rounded
 from ipc.config import Config
@@ -61,7 +63,7 @@ class CPUDevice:
         self.threads = config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // self.num_workers)
         self.attention_kernel: AttentionKernel | None = None
         self.fused_ops: CPUOps | None = None
-        self.products: PanelProducts | None = None
+        self.products: PanelProducts | TileProducts | None = None
         self._quantization = config.model.quantization
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
@@ -94,9 +96,11 @@ class CPUDevice:
         return torch.from_numpy(raw).view(dtype).view(shape)
 
     def pack_linear(self, weight: torch.Tensor) -> PackedLinear | None:
+        if isinstance(self.products, TileProducts) and weight.dtype == torch.bfloat16:
+            return TileLinear(self.products, weight)
         if _can_pack(weight.dtype):
             return _MkldnnLinear(weight)
-        if weight.dtype == torch.bfloat16 and self.products is not None:
+        if weight.dtype == torch.bfloat16 and isinstance(self.products, PanelProducts):
             return PanelLinear(self.products, "bfloat16", weight)
         return None
 
@@ -106,7 +110,7 @@ class CPUDevice:
             raise ConfigError(f"--quantization {name}: the CPU's kernels work with --dtype bfloat16 or float32, not {kind}")
 
     def round_linear(self, weight: torch.Tensor, name: str) -> PackedLinear:
-        assert self.products is not None
+        assert isinstance(self.products, PanelProducts)
         return PanelLinear(self.products, name, rounded(weight, BITS[name]))
 
     def close(self) -> None:
@@ -119,6 +123,8 @@ class CPUDevice:
     def prepare(self, shape: AttentionShape, weight_bytes: int) -> None:
         if self._quantization != "none":
             self.products = PanelProducts({self._quantization, "int8"}, shape.dtype, self.threads)
+        elif shape.dtype == torch.bfloat16 and has_matrix_unit():
+            self.products = TileProducts(self.threads)
         elif shape.dtype == torch.bfloat16 and not _can_pack(shape.dtype):
             self.products = PanelProducts({"bfloat16"}, shape.dtype, self.threads)
         self.attention_kernel = AttentionKernel(shape, self.threads)

@@ -12,6 +12,7 @@ from gpu_workers.attention import HeadNorms
 from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.batch import StepInputs
+from gpu_workers.device import cpu_tiles
 from gpu_workers.device.base import AttentionShape
 from gpu_workers.device.cpu import CPUDevice
 from gpu_workers.kv_cache import KVCache
@@ -82,14 +83,26 @@ def made_step(rows: list[tuple[int, int]], block_size: int) -> StepInputs:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["grouped bfloat16", "odd float32"])
+SHAPES = {
+    "grouped bfloat16": {"dim": 64, "group": 7, "kv_heads": 2, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
+    "odd float32": {"dim": 20, "group": 1, "kv_heads": 3, "block_size": 5, "dtype": torch.float32, "turned": 12, "window": 7},
+    # On AMX tiles where the CPU has them: one tile, more tiles of sums than registers, more heads than a block has rows.
+    "tiles": {"dim": 64, "group": 7, "kv_heads": 2, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
+    "wide tiles": {"dim": 96, "group": 20, "kv_heads": 1, "block_size": 32, "dtype": torch.bfloat16, "turned": 48, "window": 7},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     before = torch.get_num_threads()
-    made = (
-        Case(dim=64, group=7, kv_heads=2, block_size=16, dtype=torch.bfloat16, turned=64, window=50)
-        if request.param == "grouped bfloat16"
-        else Case(dim=20, group=1, kv_heads=3, block_size=5, dtype=torch.float32, turned=12, window=7)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        if "tiles" in request.param:
+            if not cpu_tiles.available():
+                pytest.skip("this CPU has no matrix unit")
+        else:
+            patch.setattr(cpu_tiles, "available", lambda: False)
+        made = Case(**SHAPES[request.param])
+        assert made.kernel.wait(110)
     torch.set_num_threads(2)
     yield made
     torch.set_num_threads(before)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpu_workers.layers.cpu_linear import FORMATS, PanelLinear, PanelProducts
+from gpu_workers.layers.cpu_tile_linear import TileLinear, TileProducts, supported
 from gpu_workers.quantization.rounding import BITS, Rounded, rounded
 
 SIZES = ((1, 1), (17, 33), (33, 70), (300, 200))
@@ -93,3 +94,56 @@ def test_rounding_error_is_half_a_step() -> None:
         steps = few.scales.abs().repeat_interleave(few.group, dim=1)[:, :70]
         # int4 has no +8: the number opposite to the largest may miss by a whole step.
         assert ((few.restored(torch.float32) - weight).abs() <= steps * (0.51 if bits == 8 else 1.04)).all()
+
+
+@pytest.fixture(scope="module")
+def tiles() -> Iterator[TileProducts]:
+    if not supported():
+        pytest.skip("this CPU has no matrix unit")
+    made = TileProducts(2)
+    assert made.wait(110)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield made
+    torch.set_num_threads(before)
+
+
+# Beside those that fit no tile: inputs of several chunks, with and without a rest.
+@pytest.mark.parametrize("size", (*SIZES, (64, 32), (96, 2048), (40, 1100)), ids=str)
+def test_products_on_tiles(tiles: TileProducts, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(size).bfloat16(), torch.randn(size[0]).bfloat16()
+    linear = TileLinear(tiles, weight)
+    for rows in (*ROWS, 31, 32, 33, 64, 65):
+        x = torch.randn(rows, size[1]).bfloat16()
+        for added in (None, bias):
+            wanted = x.double() @ weight.double().T + (0 if added is None else added.double())
+            out = linear(x, added)
+            assert ((out.double() - wanted).abs().max() / wanted.abs().max()) < 5e-3, rows
+            torch.set_num_threads(1)
+            assert torch.equal(linear(x, added), out), rows
+            torch.set_num_threads(2)
+
+
+def test_tiles_serve_before_the_kernels_are_ready(tiles: TileProducts) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 64).bfloat16(), torch.randn(40, 64).bfloat16()
+    tiles.ready = False
+    linear = TileLinear(tiles, weight)
+    before = linear(x, None)
+    tiles.ready = True
+    assert linear.weight is not None
+    torch.testing.assert_close(linear(x, None), before, rtol=0.02, atol=0.1)
+    assert linear.weight is None
+
+
+def test_a_nan_on_tiles_stays_in_its_row(tiles: TileProducts) -> None:
+    """Rows that a tile lacks hold what was there before; neither they nor a row of NaNs touch another row."""
+    linear = TileLinear(tiles, torch.randn(64, 64).bfloat16())
+    x = torch.randn(16, 64).bfloat16()
+    clean = linear(x, None)
+    x[3] = float("nan")
+    broken = linear(x, None)
+    assert broken[3].isnan().all()
+    assert torch.equal(torch.cat((broken[:3], broken[4:])), torch.cat((clean[:3], clean[4:])))
+    assert torch.equal(linear(x[:3], None), clean[:3])

@@ -1,0 +1,213 @@
+"""The numba source of attention on AMX tiles, for bfloat16 (cpu_attention.py says what it computes).
+
+Imported only by the thread that compiles it. Work is one kind: up to MOST_ROWS query rows (tokens times heads of a group) of one row and KV
+head, in blocks of 16, against a range of keys, KEYS at a time, with a running softmax. A decoding row is such a block with one token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc
+
+from gpu_workers.attention.cpu_attention import (
+    COUNTERS,
+    DECODE_ROW,
+    DECODING,
+    K_CACHE,
+    LENGTHS,
+    NUM_ARGUMENTS,
+    NUM_NEW,
+    OUT,
+    PART_END,
+    PART_FIRST,
+    PARTIALS,
+    QKV,
+    ROWS,
+    SCALE_BITS,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SPLIT,
+    STARTS,
+    TABLE_WIDTH,
+    TABLES,
+    THREADS,
+    TILE_CONFIGURATION,
+    TILE_FIRST,
+    TILE_ROW,
+    TILE_TOKENS,
+    TILES,
+    TOKENS,
+    V_CACHE,
+    WINDOW,
+)
+from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
+from gpu_workers.attention.cpu_tile_vectors import pair_values, score_tile, soften, turn_pairs, weigh_values
+from gpu_workers.device.cpu_native import as_float, barrier, narrow, pointer, signature, thread_number
+from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, configure, release
+from gpu_workers.layers.cpu_linear_vectors import fetch_add
+
+# Query rows of one piece of work, and keys that it meets at a time.
+MOST_ROWS, KEYS = 64, 128
+# Places in a block's state, 16 numbers each (soften).
+LOW, HIGH, LARGEST, SHARE, KEPT, STATE = range(6)
+
+
+def serves(dim: int, block_size: int) -> bool:
+    """Whether heads and blocks of this size fall into whole tiles."""
+    return dim % DEPTH == 0 and block_size % COLUMNS == 0
+
+
+def tile_tokens(group: int) -> int:
+    """Tokens of one piece of work, at most."""
+    return max(1, min(TILE_TOKENS, MOST_ROWS // group))
+
+
+def scratch_bytes(dim: int, group: int) -> int:
+    """What one thread needs."""
+    blocks = -(-tile_tokens(group) * group // COLUMNS)
+    block = dim * COLUMNS * (2 + 4) + STATE * COLUMNS * 4
+    return blocks * block + KEYS * (COLUMNS * (4 + 2 + 2) + dim * 2) + 4096
+
+
+def compiled(head_dim: int, group: int, kv_heads: int, block_size: int) -> Any:
+    """The kernel for these sizes, from numba's cache if it was compiled on this machine before."""
+    try:
+        return _compiled(head_dim, group, kv_heads, block_size, True)
+    except RuntimeError:  # numba found no directory that it may write to
+        return _compiled(head_dim, group, kv_heads, block_size, False)
+
+
+def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: bool) -> Any:
+    dim, size, heads = head_dim, block_size, group
+    all_heads = (group + 2) * kv_heads
+    token_tile = tile_tokens(group)
+    most_blocks = -(-token_tile * group // COLUMNS)
+    lanes, tile_bytes, keys_at_once, state_size = COLUMNS, BYTES, KEYS, STATE
+    steps, dim_tiles = dim // DEPTH, dim // COLUMNS
+    block_bytes, head_bytes = kv_heads * size * dim * 2, size * dim * 2
+
+    @cfunc(signature, nopython=True, cache=cache, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+    def kernel(address):  # type: ignore[no-untyped-def]
+        a = carray(address, (NUM_ARGUMENTS,), np.int64)
+        me, threads, tokens, rows, window = thread_number(), a[THREADS], a[TOKENS], a[ROWS], a[WINDOW]
+        mine = (a[SCRATCH] + me * a[SCRATCH_BYTES] + 63) // 64 * 64
+        store_keys_values(address, me, mine, dim, heads, kv_heads, size, True)
+        if threads > 1:
+            barrier()
+        configure(a[TILE_CONFIGURATION])
+        lengths = carray(pointer(a[LENGTHS]), (rows,), np.int64)
+        num_new = carray(pointer(a[NUM_NEW]), (rows,), np.int64)
+        starts = carray(pointer(a[STARTS]), (rows + 1,), np.int64)
+        tables = carray(pointer(a[TABLES]), (rows, a[TABLE_WIDTH]), np.int32)
+        # Pairs of dimensions, as tiles want them.
+        qkv = carray(pointer(a[QKV]), (tokens, all_heads, dim // 2), np.uint32)
+        out = carray(pointer(a[OUT]), (tokens, kv_heads * heads, dim), np.uint16)
+        scale = as_float(np.uint32(a[SCALE_BITS]))
+        tile_row = carray(pointer(a[TILE_ROW]), (a[TILES],), np.int64)
+        tile_first = carray(pointer(a[TILE_FIRST]), (a[TILES],), np.int64)
+        split, decoding = a[SPLIT], a[DECODING]
+        decode_row = carray(pointer(a[DECODE_ROW]), (decoding,), np.int64)
+        part_first = carray(pointer(a[PART_FIRST]), (decoding * split,), np.int64)
+        part_end = carray(pointer(a[PART_END]), (decoding * split,), np.int64)
+        partials = carray(pointer(a[PARTIALS]), (decoding * split * kv_heads, heads, dim + 2), np.float32)
+
+        queries_at = mine
+        totals_at = queries_at + most_blocks * steps * tile_bytes
+        states_at = totals_at + most_blocks * dim_tiles * tile_bytes
+        scores_at = states_at + most_blocks * state_size * lanes * 4
+        pairs_at = scores_at + keys_at_once * lanes * 4
+        weights_at = pairs_at + keys_at_once * lanes * 2
+        values_at = weights_at + keys_at_once * lanes * 2
+        queries = carray(pointer(queries_at), (most_blocks, dim // 2, lanes), np.uint32)
+        totals = carray(pointer(totals_at), (most_blocks, dim_tiles, lanes, lanes), np.float32)
+        limits = carray(pointer(states_at), (most_blocks, state_size, lanes), np.int32)
+        states = carray(pointer(states_at), (most_blocks, state_size, lanes), np.float32)
+        tile_items = a[TILES] * kv_heads
+        items = tile_items + decoding * split * kv_heads
+        portion = max(1, items // (threads * 16))
+        start = fetch_add(a[COUNTERS], portion)
+        while start < items:
+            for item in range(start, min(start + portion, items)):
+                head = item % kv_heads
+                if item < tile_items:
+                    row, first = tile_row[item // kv_heads], tile_first[item // kv_heads]
+                    count = min(token_tile, num_new[row] - first)
+                    begin, end = 0, lengths[row] - num_new[row] + first + count
+                else:
+                    part = (item - tile_items) // kv_heads
+                    row, first, count = decode_row[part // split], 0, 1
+                    begin, end = part_first[part], part_end[part]
+                token, position = starts[row] + first, lengths[row] - num_new[row] + first
+                if window > 0:
+                    begin = max(begin, position + 1 - window)
+                used = count * heads
+                blocks = (used + lanes - 1) // lanes
+                for r in range(blocks * lanes):
+                    b, lane = r // lanes, r % lanes
+                    if r < used:
+                        for pair in range(dim // 2):
+                            queries[b, pair, lane] = qkv[token + r // heads, head * heads + r % heads, pair]
+                    else:
+                        for pair in range(dim // 2):
+                            queries[b, pair, lane] = 0
+                    states[b, LARGEST, lane], states[b, SHARE, lane] = LEAST, np.float32(0.0)
+                    for tile in range(dim_tiles):
+                        for d in range(lanes):
+                            totals[b, tile, lane, d] = np.float32(0.0)
+                for chunk in range(begin // lanes * lanes, end, keys_at_once):
+                    known = min(keys_at_once, end - chunk)
+                    # Two groups of 16 keys make the inner index of one product.
+                    filled = (known + 2 * lanes - 1) // (2 * lanes) * 2
+                    for group_of in range(filled):
+                        key = chunk + group_of * lanes
+                        # Where a product's second group is behind the last key it counts as zeros: any block will do.
+                        home = tables[row, min(key, end - 1) // size]
+                        place = a[V_CACHE] + home * block_bytes + head * head_bytes + key % size * dim * 2
+                        pair_values(place, known - group_of * lanes, values_at + group_of // 2 * dim_tiles * tile_bytes, group_of % 2, dim)
+                    for b in range(blocks):
+                        last = position + min(count - 1, (b * lanes + lanes - 1) // heads)
+                        if last < chunk:
+                            continue
+                        needed = min(filled, (last + 1 - chunk + 2 * lanes - 1) // (2 * lanes) * 2)
+                        for group_of in range(needed):
+                            key = chunk + group_of * lanes
+                            home = tables[row, min(key, end - 1) // size]
+                            place = a[K_CACHE] + home * block_bytes + head * head_bytes + key % size * dim * 2
+                            score_tile(place, queries_at + b * steps * tile_bytes, scores_at + group_of * tile_bytes, steps)
+                        earliest = position + b * lanes // heads
+                        masked = earliest + 1 < chunk + needed * lanes or end < chunk + needed * lanes or chunk < begin
+                        if window > 0:
+                            masked = masked or last + 1 - window > chunk
+                        if masked:
+                            for lane in range(lanes):
+                                at = position + min(count - 1, (b * lanes + lane) // heads)
+                                low = max(begin, at + 1 - window) if window > 0 else begin
+                                limits[b, LOW, lane] = low - chunk
+                                limits[b, HIGH, lane] = min(end, at + 1) - chunk
+                        state = states_at + b * state_size * lanes * 4
+                        soften(scores_at, needed * lanes, np.int64(masked), state, pairs_at, scale)
+                        for p in range(needed // 2):
+                            turn_pairs(pairs_at + p * tile_bytes, weights_at + p * tile_bytes)
+                        weigh_values(
+                            weights_at, values_at, needed // 2, state + KEPT * lanes * 4, totals_at + b * dim_tiles * tile_bytes, dim
+                        )
+                for r in range(used):
+                    b, lane = r // lanes, r % lanes
+                    if item >= tile_items and split > 1:
+                        for d in range(dim):
+                            partials[item - tile_items, r, d] = totals[b, d // lanes, lane, d % lanes]
+                        partials[item - tile_items, r, dim] = states[b, LARGEST, lane]
+                        partials[item - tile_items, r, dim + 1] = states[b, SHARE, lane]
+                    else:
+                        inverse = np.float32(1.0) / states[b, SHARE, lane]
+                        for d in range(dim):
+                            out[token + r // heads, head * heads + r % heads, d] = narrow(totals[b, d // lanes, lane, d % lanes] * inverse)
+            start = fetch_add(a[COUNTERS], portion)
+        release()
+        if split > 1:
+            barrier()
+            merge_parts(address, me, mine, dim, heads, kv_heads, True)
+
+    return kernel

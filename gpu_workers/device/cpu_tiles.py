@@ -1,0 +1,88 @@
+"""AMX, the matrix unit of newer Intel CPUs, for compiled loops (cpu_native.py).
+
+A thread has eight tiles of 16 rows of 64 bytes. `dot` adds to tile c, float32 [16, 16], the product of tile a, bfloat16 [16, 32], and tile
+b, bfloat16 [16 pairs of inner index, 16 columns, 2]. A kernel calls `configure` in each thread before and `release` after; between the two
+nothing else may use tiles. The instructions are written as inline assembly, since numba's vectors have no type for a tile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+ROWS = COLUMNS = 16
+# Inner indices of one `dot`, and bytes of a tile.
+DEPTH, BYTES = 32, 1024
+# arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): Linux lets a process use tiles once it has asked.
+_ARCH_PRCTL, _ASK, _TILE_DATA = 158, 0x1023, 18
+_I64 = ir.IntType(64)
+
+
+def available() -> bool:
+    """Whether this CPU multiplies bfloat16 tiles, beside 512-bit vectors, and the kernel lets this process do so."""
+    features = llvmlite.binding.get_host_cpu_features()
+    if sys.platform != "linux" or not all(features.get(name) for name in ("amx-tile", "amx-bf16", "avx512f", "avx512bw")):
+        return False
+    llvmlite.binding.initialize_native_asmparser()
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK, _TILE_DATA) == 0)
+
+
+def configuration() -> np.ndarray:
+    """What `configure` reads: palette 1, all eight tiles of full size."""
+    block = np.zeros(64, np.uint8)
+    block[0] = 1
+    block[16:32].view(np.uint16)[:] = BYTES // ROWS
+    block[48:56] = ROWS
+    return block
+
+
+def emit(builder: ir.IRBuilder, text: str, *arguments: ir.Value) -> None:
+    """One instruction on 64-bit registers. It may read and write any memory, so that nothing is moved across it."""
+    kind = ir.FunctionType(ir.VoidType(), [_I64] * len(arguments))
+    builder.asm(kind, text, ",".join(["r"] * len(arguments) + ["~{memory}"]), arguments, True)
+
+
+def clear(builder: ir.IRBuilder, tile: int) -> None:
+    emit(builder, f"tilezero %tmm{tile}")
+
+
+def load(builder: ir.IRBuilder, tile: int, address: ir.Value, stride: ir.Value) -> None:
+    """16 rows of 64 bytes, `stride` bytes apart."""
+    emit(builder, f"tileloadd ($0,$1,1), %tmm{tile}", address, stride)
+
+
+def store(builder: ir.IRBuilder, tile: int, address: ir.Value, stride: ir.Value) -> None:
+    emit(builder, f"tilestored %tmm{tile}, ($0,$1,1)", address, stride)
+
+
+def dot(builder: ir.IRBuilder, c: int, a: int, b: int) -> None:
+    emit(builder, f"tdpbf16ps %tmm{b}, %tmm{a}, %tmm{c}")
+
+
+@intrinsic
+def configure(_context: Any, address: Any) -> Any:
+    """Take the configuration at `address`; all tiles become zero."""
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        emit(builder, "ldtilecfg ($0)", arguments[0])
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def release(_context: Any) -> Any:
+    """Give the tiles back, which spares the kernel saving them."""
+
+    def code(_ctx, builder, _signature, _arguments):  # type: ignore[no-untyped-def]
+        emit(builder, "tilerelease")
+        return ir.Constant(_I64, 0)
+
+    return types.int64(), code
