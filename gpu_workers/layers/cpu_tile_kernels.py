@@ -2,7 +2,7 @@
 
 Weights lie in panels of PANEL outputs, each a run of [32 inputs: 2 tiles of 16 outputs], so that a panel is read from its first byte to its
 last; the step's rows are laid out as tiles before. A thread multiplies a panel with two blocks of 16 rows at a time, and asks for the
-memory of what comes next meanwhile. With many rows, inputs are taken in chunks, each for all rows, so that both operands stay in the caches.
+memory of what comes next meanwhile. With many rows, inputs are taken in chunks, each for all rows, so that operands stay in the caches.
 """
 
 from __future__ import annotations
