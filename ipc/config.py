@@ -100,6 +100,9 @@ class DeviceConfig(_Section, frozen=True):
         float,
         Meta(gt=0, le=1, description="Share of a GPU's memory that may be in use, other programs' part included."),
     ] = 0.9
+    batch_invariant: Annotated[
+        bool, Meta(description="A request's attention gives the same bits alone and in any batch, at some cost of speed; on CUDA only.")
+    ] = False
     enforce_eager: Annotated[bool, Meta(description="Launch every kernel by itself on the GPU, without recorded graphs.")] = False
 
 

@@ -19,7 +19,8 @@ TILE = 16  # tokens; a block size must be a multiple of it
 HEADS_PER_BLOCK = 8
 SPLIT_STEP = 64  # split sizes are multiples of what the warps of a block take in one turn
 MIN_SPLIT = 128  # below this a block's start and its merge cost more than the tokens
-FIXED_SPLIT = 512  # of the deterministic mode
+FIXED_SPLIT = 512  # of the batch-invariant mode, or more where a request could have more of them than MOST_SPLITS
+MOST_SPLITS = 16  # with 8 KV heads, one request of full length still fills a large GPU
 REGISTERS = 1 << 16  # of a multiprocessor
 RESERVED_SHARED = 1 << 10  # bytes of a block's shared memory that are the driver's
 
@@ -91,6 +92,11 @@ def plan_decode(
     merges[:requests, 0], merges[:requests, 1], merges[:requests, 2] = ends - counts, ends, queries
     merges[requests:, 2] = -1
     return DecodePlan(work, merges)
+
+
+def fixed_split(longest: int) -> int:
+    """Split size of the batch-invariant mode for requests of up to `longest` tokens: with it, rows alone bound a step's work items."""
+    return max(FIXED_SPLIT, -(-longest // (MOST_SPLITS * SPLIT_STEP)) * SPLIT_STEP)
 
 
 def _split_size(tokens: int, blocks_per_token: int, resident_blocks: int) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from gpu_workers.attention import HeadNorms
-from gpu_workers.batch import StepRows
+from gpu_workers.batch import Bool, StepRows
 from gpu_workers.kv_cache import KVCache
 from gpu_workers.models.spec import DecoderSpec
 from kernels_cuda import paged_decode, paged_prefill, qkv
@@ -35,10 +35,13 @@ class CUDAPagedAttention:
     """Attention contract (attention/__init__.py) over `cache`.
 
     `plan` fills the lists that `columns` names, on the host; when they are on the device, `use` says how many of their entries the
-    launches shall cover. tables int32[rows, blocks_per_row]: of the persistent batch, on the device.
+    launches shall cover. tables int32[rows, blocks_per_row]: of the persistent batch, on the device. batch_invariant: split decode rows at
+    fixed places, whatever else is in the step.
     """
 
-    def __init__(self, spec: DecoderSpec, num_heads: int, cache: KVCache, tables: torch.Tensor, chip: Chip, max_tokens: int) -> None:
+    def __init__(
+        self, spec: DecoderSpec, num_heads: int, cache: KVCache, tables: torch.Tensor, chip: Chip, max_tokens: int, batch_invariant: bool
+    ) -> None:
         self._cache, self._tables = cache, tables
         self._heads, self._kv_heads, self._dim = num_heads, cache.num_kv_heads, cache.head_dim
         self._group = num_heads // cache.num_kv_heads
@@ -47,6 +50,8 @@ class CUDAPagedAttention:
         self._head_blocks = paged_decode.head_blocks(self._kv_heads, self._group)
         self._resident = paged_decode.resident_blocks(chip.multiprocessors, chip.shared_memory, self._dim, cache.k[0].itemsize)
         self._max_rows, self._max_tokens = len(tables), max_tokens
+        self._longest = tables.shape[1] * cache.block_size
+        self._fixed_split = paged_decode.fixed_split(self._longest) if batch_invariant else 0
         self._most_items = self.most_items(len(tables))
         scratch = (self._most_items, num_heads, self._dim)
         self._partial_out = torch.empty(scratch, dtype=torch.float32, device=tables.device)
@@ -67,13 +72,13 @@ class CUDAPagedAttention:
 
     def most_items(self, rows: int) -> int:
         """The most work items that so many decode rows can need."""
-        return paged_decode.max_items(rows, self._head_blocks, self._resident)
+        return paged_decode.max_items(rows, self._head_blocks, self._resident, rows * self._longest, self._fixed_split)
 
-    def plan(self, step: StepRows, host: Mapping[str, npt.NDArray[np.generic]], bucket: int = 0) -> Used:
-        """Fill the host's lists for this step. bucket: pad for a graph of so many decode rows; all rows must be such then."""
-        single = step.num_new == 1
-        items, merges = self._plan_decode(step, np.flatnonzero(single), host, bucket)
-        prefill, chunks = self._plan_prefill(step, np.flatnonzero(~single), host)
+    def plan(self, step: StepRows, decodes: Bool, host: Mapping[str, npt.NDArray[np.generic]], bucket: int = 0) -> Used:
+        """Fill the host's lists for this step. decodes: the rows for the decode kernel, each with one new token. bucket: pad for a graph of
+        so many decode rows; all rows must be such then."""
+        items, merges = self._plan_decode(step, np.flatnonzero(decodes), host, bucket)
+        prefill, chunks = self._plan_prefill(step, np.flatnonzero(~decodes), host)
         return Used(items, merges, prefill, chunks)
 
     def padded(self, bucket: int) -> Used:
@@ -114,7 +119,7 @@ class CUDAPagedAttention:
         merges = bucket or len(at)
         plans = [
             paged_decode.plan_decode(
-                lengths, rows, queries, self._head_blocks, self._resident, window,
+                lengths, rows, queries, self._head_blocks, self._resident, window, self._fixed_split,
                 pad_items=self.most_items(bucket) if bucket else 0, pad_requests=merges,
             )
             for window in self._kinds

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpu_workers.cuda.machine import Event, Machine
 from ipc.arena import Dimensions, PlanColumns, PlanHeader, ResultColumns, RowFlag
+from ipc.config import Config
 
 if TYPE_CHECKING:
     from gpu_workers.device.base import Device, Serving
@@ -20,24 +21,13 @@ class _Nobody:
         pass
 
 
-def run(serving: Serving, device: Device, machine: Machine, block_size: int) -> None:
+def run(serving: Serving, device: Device, machine: Machine, config: Config) -> None:
     """Run it once, on a runner of its own whose rows share one KV block: the numbers mean nothing, the memory is the real one."""
     from gpu_workers.cuda.runner import CUDARunner
 
     dimensions = serving.arena.dimensions
-    plan, result = largest_plan(dimensions, block_size), ResultColumns(dimensions)
-    runner = CUDARunner(
-        serving.model,
-        device,
-        machine,
-        serving.ranks,
-        plan,
-        dimensions,
-        block_size,
-        1,
-        _Nobody(),
-        graphs=False,  # type: ignore[arg-type]
-    )
+    plan, result = largest_plan(dimensions, config.cache.block_size), ResultColumns(dimensions)
+    runner = CUDARunner(serving, device, machine, config, 1, _Nobody(), graphs=False)  # type: ignore[arg-type]
     runner.finish(runner.begin(plan), result, lambda: None)
 
 

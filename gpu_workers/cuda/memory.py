@@ -47,6 +47,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_num_batched_tokens: int
     block_size: int
     kv_cache_dtype: str
+    batch_invariant: bool
     max_logprobs: int
     max_grammar_rows: int
     load_format: str
@@ -68,6 +69,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
             block_size=config.cache.block_size,
             kv_cache_dtype=config.cache.kv_cache_dtype,
+            batch_invariant=config.device.batch_invariant,
             max_logprobs=config.model.max_logprobs,
             max_grammar_rows=config.structured_outputs.max_grammar_rows,
             load_format=config.model.load_format,

@@ -17,19 +17,18 @@ import numpy as np
 import torch
 
 from gpu_workers.attention.cuda_paged import CUDAPagedAttention, Places, Used
-from gpu_workers.batch import StepRows
-from gpu_workers.collectives import Collectives
+from gpu_workers.batch import Bool, StepRows
 from gpu_workers.cuda.graphs import DecodeGraphs
 from gpu_workers.cuda.layout import Layout
 from gpu_workers.cuda.machine import Event, Machine
 from gpu_workers.cuda.step_buffers import StepBuffers
 from gpu_workers.cuda.waiter import Waiter
-from gpu_workers.device import Device
+from gpu_workers.device.base import Device, Serving
 from gpu_workers.kv_cache import KVCache
-from gpu_workers.models.decoder import Decoder
 from gpu_workers.pooling import POOLS, Pooler
 from gpu_workers.sampling.device_sampler import DeviceLogprobs, DeviceSampler, Entries, uploader
-from ipc.arena import Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultHeader, RowFlag, RowSetup
+from ipc.arena import PlanColumns, PlanHeader, ResultColumns, ResultHeader, RowFlag, RowSetup
+from ipc.config import Config
 from kernels_cuda import rows as rows_kernels
 
 # Prompt log-probabilities are computed over this many logits at a time, which bounds their memory for any prompt.
@@ -59,18 +58,19 @@ class CUDARunner:
     """Executes plans in order, each in two halves. Owns the batch, the KV cache and the sampler; rank 0 alone samples and fills results."""
 
     def __init__(
-        self, model: Decoder, device: Device, machine: Machine, ranks: Collectives, plan: PlanColumns, dimensions: Dimensions,
-        block_size: int, num_blocks: int, waiter: Waiter, graphs: bool = True,
-    ) -> None:  # fmt: skip
-        """plan: any of the arena's, for its shape. graphs: record and replay decode steps."""
+        self, serving: Serving, device: Device, machine: Machine, config: Config, num_blocks: int, waiter: Waiter, graphs: bool
+    ) -> None:
+        """graphs: record and replay decode steps."""
+        model, dimensions, block_size = serving.model, serving.arena.dimensions, config.cache.block_size
         spec, heads, target = model.spec, model.heads, machine.device
-        self._model, self._machine, self._ranks, self._waiter = model, machine, ranks, waiter
+        self._model, self._machine, self._ranks, self._waiter = model, machine, serving.ranks, waiter
         self._block_size, self._vocab_size = block_size, spec.vocab_size
+        self._batch_invariant = config.device.batch_invariant
         rows, tokens = dimensions.rows, dimensions.tokens
         self.cache = KVCache(device, spec.num_layers, num_blocks, heads.num_kv, block_size, spec.head_dim, device.cache_dtype(model.dtype))
         self._tables = torch.zeros((rows, dimensions.blocks_per_row), dtype=torch.int32, device=target)
         self._last_token = torch.zeros(rows, dtype=torch.int32, device=target)
-        self.attention = CUDAPagedAttention(spec, heads.num, self.cache, self._tables, machine.chip, tokens)
+        self.attention = CUDAPagedAttention(spec, heads.num, self.cache, self._tables, machine.chip, tokens, self._batch_invariant)
         entries = {
             "logits_at": torch.int64,
             "place": torch.int64,
@@ -79,7 +79,9 @@ class CUDARunner:
             "mask_of": torch.int32,
         }
         self._buffers = StepBuffers(
-            machine, plan, Layout({**{name: ((rows,), dtype) for name, dtype in entries.items()}, **self.attention.columns()})
+            machine,
+            serving.arena.plans[0],
+            Layout({**{name: ((rows,), dtype) for name, dtype in entries.items()}, **self.attention.columns()}),
         )
         self._inputs = _inputs(rows, tokens, target)
         self._upload = uploader(machine.pinned, target)
@@ -102,11 +104,11 @@ class CUDARunner:
         step = StepRows.of(plan, self._vocab_size)
         with self._machine.on(self._machine.compute):
             self._setup(plan)
-            decodes = step.num_tokens == len(step.rows)
-            bucket = self.graphs.bucket(len(step.rows)) if decodes and self.graphs is not None else None
+            decodes = self._decodes(step)
+            bucket = self.graphs.bucket(len(step.rows)) if self.graphs is not None and decodes.all() else None
             host = self._buffers.stage()
             self._list_entries(step, host)
-            used = self.attention.plan(step, host, bucket or 0)
+            used = self.attention.plan(step, decodes, host, bucket or 0)
             self._buffers.send(plan)
             if bucket is None:
                 hidden = self._forward(step.num_tokens, self._inputs.rows, used)
@@ -164,6 +166,15 @@ class CUDARunner:
             self._sampler.setup(setups)
             for setup in setups:
                 self._num_prompt[setup.row] = setup.num_prompt
+
+    def _decodes(self, step: StepRows) -> Bool:
+        """Which of the step's rows attend through the decode kernel: those with one new token.
+
+        Batch-invariant, all of a prompt goes through the prefill kernel: where it is cut depends on the batch, and the two kernels add in
+        different orders.
+        """
+        single: Bool = step.num_new == 1
+        return single & (step.start >= self._num_prompt[step.rows]) if self._batch_invariant else single
 
     def _list_entries(self, step: StepRows, host: dict[str, np.ndarray]) -> None:
         """For each row that samples: its place in the plan, its token with the logits, its place in the batch, the token's position."""

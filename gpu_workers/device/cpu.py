@@ -149,6 +149,10 @@ def _check_config(config: Config) -> None:
         raise ConfigError(
             f"--kv-cache-dtype {kind}: on the CPU keys and values have the model's dtype; leave it at auto, or use --device cuda"
         )
+    if config.device.batch_invariant:
+        raise ConfigError(
+            "--batch-invariant: the CPU's kernels share out their work by what the batch holds; leave it out, or use --device cuda"
+        )
 
 
 class _MkldnnLinear:

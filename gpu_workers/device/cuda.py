@@ -62,7 +62,7 @@ class CUDADevice:
         from gpu_workers.cuda import largest_step
 
         def run() -> None:
-            largest_step.run(serving, self, self._machine, self._config.cache.block_size)
+            largest_step.run(serving, self, self._machine, self._config)
 
         key = Key.of(self._config, serving, self._machine)
         return self._budget.kv_cache_bytes(key, serving.ranks, run, graphs=not self._config.device.enforce_eager)
@@ -105,11 +105,8 @@ class CUDADevice:
         self._wait_for_kernels()
         memory = serving.arena.memory
         self._machine.pin(memory.ctypes.data, memory.nbytes)
-        block_size, graphs = self._config.cache.block_size, not self._config.device.enforce_eager
-        self._runner = CUDARunner(
-            serving.model, self, self._machine, serving.ranks, serving.arena.plans[0], serving.arena.dimensions, block_size, num_blocks,
-            Waiter(deliver), graphs,
-        )  # fmt: skip
+        graphs = not self._config.device.enforce_eager
+        self._runner = CUDARunner(serving, self, self._machine, self._config, num_blocks, Waiter(deliver), graphs)
         return self._runner
 
     def _wait_for_kernels(self) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from gpu_workers.attention import HeadNorms
 from gpu_workers.cuda.memory import GRAPH_BYTES
 from gpu_workers.cuda.runner import CUDARunner
 from gpu_workers.device.cuda import CUDADevice
 from gpu_workers.sampler import Sampler
 from ipc.arena import NUM_SLOTS, PlanColumns, PlanHeader, RowFlag
+from kernels_cuda import paged_decode
 from tests import oracle
 from tests.cuda_on_cpu.emulator import emulated
 from tests.cuda_on_cpu.sampler_rows import pack_bits
@@ -137,6 +139,64 @@ def test_an_fp8_cache(name: str, cached: str, checkpoints: dict[str, str]) -> No
             distances.append((got - wanted).norm(dim=-1) / wanted.norm(dim=-1))
     assert torch.cat(near).median() < 0.04
     assert torch.cat(near).mean() < 0.7 * torch.cat(far).mean()
+
+
+class SameInputs:
+    """Gives attention q, k and v that depend on a token's request, position and layer alone, and keeps what attention makes of them:
+    the products before it are the CPU's here, cuBLAS's on a GPU, and neither promises the same bits in another batch."""
+
+    def __init__(self, player: Player, rows: list[Row]) -> None:
+        runner = player.runner
+        assert isinstance(runner, CUDARunner)
+        self.outputs: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._rows, self._block_size, self._attention = rows, player.block_size, runner.attention
+        self._run, self._given = runner.attention.run, {}
+        runner.attention.run = self.run  # type: ignore[method-assign]
+
+    def run(self, qkv: torch.Tensor, norms: HeadNorms | None, layer: int) -> torch.Tensor:
+        places = self._attention._places
+        assert places is not None
+        owners = {int(block): row for row in self._rows for block in row.blocks}
+        tokens = [
+            (at, owners[slot // self._block_size].num_prompt, position)
+            for at, (slot, position) in enumerate(zip(places.slots.tolist(), places.positions.tolist()))
+            if slot >= 0
+        ]
+        for at, request, position in tokens:
+            generator = torch.Generator().manual_seed(request << 20 | position << 4 | layer)
+            qkv[at] = torch.randn(qkv.shape[1:], generator=generator).to(qkv.dtype)
+        out = self._run(qkv, norms, layer)
+        for at, request, position in tokens:
+            self.outputs[request, position, layer] = out[at].clone()
+        return out
+
+
+def attention_bits(path: str, lengths: list[int], chunks: list[list[int]], **flags: Any) -> dict[tuple[int, int, int], torch.Tensor]:
+    """What attention gives each token of requests with so many prompt tokens, read in by these chunks, and of three decode steps."""
+    player = player_on(SyncMachine(), path, max_num_seqs=4, **flags)
+    rows = [player.add(at, prompt(length, length)) for at, length in enumerate(lengths)]
+    inputs = SameInputs(player, rows)
+    for counts in chunks:
+        player.step([(row, count) for row, count in zip(rows, counts) if count])
+    for _ in range(3):
+        player.step([(row, 1) for row in rows])
+    return inputs.outputs
+
+
+def test_batch_invariant_attention(checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request alone, its prompt in one piece, has the bits that it has in a crowd, cut so that one token is left; and a prompt of one
+    token. Without the flag they differ, at the token that was left and where the long request is split for the machine."""
+    monkeypatch.setattr(paged_decode, "FIXED_SPLIT", 64)
+    path = checkpoints["llama"]
+    for invariant in (True, False):
+        crowd = attention_bits(path, [150, 90, 1, 201], [[80, 90, 0, 0], [69, 1, 1, 201], [1, 1, 1, 1]], batch_invariant=invariant)
+        different = set()
+        for length in (150, 1):
+            alone = attention_bits(path, [length], [[length]], batch_invariant=invariant)
+            assert len(alone) == 2 * (length + 3)
+            different |= {place[:2] for place, bits in alone.items() if not torch.equal(bits, crowd[place])}
+        assert not different or not invariant
+        assert invariant or {(150, 149), (150, 151)} <= different
 
 
 def test_shared_blocks_a_preempted_row_and_a_reused_one(checkpoints: dict[str, str]) -> None:

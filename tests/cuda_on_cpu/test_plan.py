@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels_cuda.errors import UnsupportedShape
-from kernels_cuda.paged_decode import DecodePlan, head_blocks, max_items, plan_decode
+from kernels_cuda.paged_decode import DecodePlan, fixed_split, head_blocks, max_items, plan_decode
 
 
 def plan(
@@ -40,6 +40,14 @@ def test_items_cover_each_requests_tokens_once(lengths: list[int], resident: int
         cuts = [start] + [item[2] for item in items]
         assert [item[1] for item in items] == cuts[:-1] and (cuts[-1] == lengths[at] if lengths[at] else not items)
         assert not split or all(cut % split == 0 for cut in cuts[1:-1])
+
+
+@pytest.mark.parametrize(("longest", "split"), [(1, 512), (8192, 512), (8193, 576), (131_072, 8192)])
+def test_the_fixed_split_bounds_a_steps_items_by_its_rows(longest: int, split: int) -> None:
+    assert fixed_split(longest) == split
+    for window in (0, 100, longest // 3):
+        items = len(plan([longest] * 3, window=window, split=split).work)
+        assert items <= max_items(3, 8, 264, 3 * longest, split) <= 3 * 18
 
 
 def test_one_long_request_fills_the_gpu() -> None:

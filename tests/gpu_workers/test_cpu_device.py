@@ -22,10 +22,17 @@ def device() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", ["fp8", "fp8_e4m3"])
-def test_settings_that_only_a_gpu_can_serve(kind: str) -> None:
-    with pytest.raises(ConfigError, match=f"--kv-cache-dtype {kind}: on the CPU .* leave it at auto, or use --device cuda"):
-        cpu.CPUDevice(ipc_config.load({"kv_cache_dtype": kind}, environ={}))
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8: on the CPU .* leave it at auto, or use --device cuda"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype fp8_e4m3: "),
+        ({"batch_invariant": True}, "--batch-invariant: .* leave it out, or use --device cuda"),
+    ],
+)
+def test_settings_that_only_a_gpu_can_serve(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cpu.CPUDevice(ipc_config.load(flags, environ={}))
 
 
 def serving(weight_bytes: int, max_model_len: int) -> Any:

@@ -28,7 +28,7 @@ from ipc.config import Config
 from ipc.errors import ConfigError
 from tests.cuda_on_cpu.sync_machine import KeptWork, SyncEvent, SyncMachine
 
-KEY = Key("m", "torch.bfloat16", 0, 1, "GPU", 1, 2, 3, 4, 5, "auto", 6, 7, "dummy", "2.13", "s")
+KEY = Key("m", "torch.bfloat16", 0, 1, "GPU", 1, 2, 3, 4, 5, "auto", False, 6, 7, "dummy", "2.13", "s")
 
 
 def config(**flags: Any) -> Config:
