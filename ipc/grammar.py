@@ -12,6 +12,8 @@ from ipc.errors import InvalidRequestError
 FIELD = "structured_outputs"
 MAX_CHOICES = 10_000
 MAX_WHITESPACE_PATTERN = 256
+# Names of what compiles grammars and computes masks; there is one, under its own name and vLLM's.
+BACKENDS = ("auto", "llguidance", "guidance")
 
 
 class GrammarKind(enum.IntEnum):
@@ -48,7 +50,7 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, gc=Fals
     json: a JSON schema, as an object or as text. regex: the whole output matches it. choice: the output is one of these. grammar: in Lark
     or GBNF. json_object: any JSON object. structural_tag: free text in which given tags begin structures (docs/structured_output.md).
     disable_any_whitespace: JSON without blanks between its tokens, which is the default; False allows any amount.
-    whitespace_pattern: a regex for them instead. blame: the field that error messages name.
+    whitespace_pattern: a regex for them instead. backend: one of BACKENDS. blame: the field that error messages name.
     """
 
     json: str | dict[str, Any] | bool | None = None
@@ -59,6 +61,7 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, gc=Fals
     structural_tag: str | dict[str, Any] | None = None
     disable_any_whitespace: bool | None = None
     whitespace_pattern: str | None = None
+    backend: str | None = None
     blame: str = FIELD
 
     def validate(self) -> StructuredOutputsParams:
@@ -69,6 +72,7 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, gc=Fals
     def to_grammar(self) -> Grammar:
         """The one constraint. Raises InvalidRequestError naming what is wrong."""
         param = self.blame
+        check_backend(self.backend, param)
         given = [name for name in _KINDS if getattr(self, name) is not None and not (name == "json_object" and not self.json_object)]
         if len(given) != 1:
             said = f"got {' and '.join(given)}" if given else "got none of them"
@@ -91,6 +95,14 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, gc=Fals
         if (pattern is not None or flexible is not None) and name not in ("json", "json_object", "structural_tag"):
             raise InvalidRequestError(f"{param}: whitespace options are for JSON, not for {name}", param)
         return pattern if pattern is not None else "*" if flexible is False else ""
+
+
+def check_backend(name: Any, param: str) -> None:
+    """Raise InvalidRequestError for a backend that is not there. param: the field that named it."""
+    if name is not None and name not in BACKENDS:
+        raise InvalidRequestError(
+            f"{param}: there is no backend {name!r:.40} for structured output; there are {', '.join(BACKENDS)}", param
+        )
 
 
 _KINDS = {

@@ -1,7 +1,7 @@
 """The many names under which clients ask for structured output, as the one that the engine knows.
 
-OpenAI's response_format; vLLM's structured_outputs and, before it, guided_json, guided_regex, guided_choice, guided_grammar and
-guided_whitespace_pattern; SGLang's json_schema, regex and ebnf.
+OpenAI's response_format; vLLM's structured_outputs and, before it, guided_json, guided_regex, guided_choice, guided_grammar,
+structural_tag, guided_whitespace_pattern and guided_decoding_backend; SGLang's json_schema, regex and ebnf.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from frontend.http_errors import not_supported
 from ipc.errors import InvalidRequestError
-from ipc.grammar import FIELD, StructuredOutputsParams
+from ipc.grammar import FIELD, StructuredOutputsParams, check_backend
 
 if TYPE_CHECKING:
     from frontend.schemas.generation import GenerationRequest
@@ -22,13 +22,25 @@ OLD_NAMES = {
     "guided_regex": "regex",
     "guided_choice": "choice",
     "guided_grammar": "grammar",
+    "structural_tag": "structural_tag",
     "json_schema": "json",
     "regex": "regex",
     "ebnf": "grammar",
 }
-_OPTIONS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag", "disable_any_whitespace", "whitespace_pattern")
-# There is one backend, which honours a grammar or refuses it: nothing to fall back to.
-_IGNORED = ("disable_fallback", "backend")
+_OPTIONS = (
+    "json",
+    "regex",
+    "choice",
+    "grammar",
+    "json_object",
+    "structural_tag",
+    "disable_any_whitespace",
+    "whitespace_pattern",
+    "backend",
+)
+# The backend honours a grammar or refuses it: there is nothing to fall back to.
+_IGNORED = ("disable_fallback",)
+BACKEND = "guided_decoding_backend"
 
 
 def structured_outputs(body: GenerationRequest) -> StructuredOutputsParams | None:
@@ -36,6 +48,7 @@ def structured_outputs(body: GenerationRequest) -> StructuredOutputsParams | Non
 
     Raises InvalidRequestError naming the field, also when two fields ask for something.
     """
+    check_backend(body.guided_decoding_backend, BACKEND)
     found = [params for params in (_response_format(body.response_format), _own(body.structured_outputs)) if params is not None]
     for name, option in OLD_NAMES.items():
         value = getattr(body, name)

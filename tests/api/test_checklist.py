@@ -23,7 +23,8 @@ model n temperature top_p top_k min_p presence_penalty frequency_penalty repetit
 ignore_eos include_stop_str_in_output skip_special_tokens logit_bias bad_words allowed_token_ids prompt_logprobs logprob_token_ids stream
 stream_options response_format structured_outputs priority cache_salt request_id add_special_tokens return_token_ids return_prompt_text
 return_tokens_as_token_ids truncate_prompt_tokens truncation_side stream_interval repetition_detection thinking_token_budget use_beam_search
-length_penalty logprobs echo guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern regex ebnf json_schema
+length_penalty logprobs echo guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern
+guided_decoding_backend structural_tag regex ebnf json_schema
 """
 HONOURED: dict[str, tuple[type[msgspec.Struct], str]] = {
     "/v1/completions": (CompletionRequest, COMMON + "prompt best_of suffix"),

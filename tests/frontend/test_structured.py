@@ -10,10 +10,11 @@ import pytest
 from frontend.schemas.completions import CompletionRequest
 from frontend.schemas.structured import structured_outputs
 from ipc.errors import InvalidRequestError
-from ipc.grammar import Grammar, GrammarKind
+from ipc.grammar import Grammar, GrammarKind, StructuredOutputsParams
 from ipc.sampling_params import SamplingParams
 
 SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}
+TAG = '{"triggers":["<f>"],"structures":[{"begin":"<f>","schema":{},"end":"</f>"}]}'
 TEXT = '{"type":"object","properties":{"b":{},"a":{}}}'
 
 
@@ -47,6 +48,16 @@ def named(schema: Any) -> dict[str, Any]:
         ({"guided_regex": "a+"}, GrammarKind.REGEX, "a+", "", "guided_regex"),
         ({"guided_choice": ["a"]}, GrammarKind.CHOICE, '["a"]', "", "guided_choice"),
         ({"guided_grammar": "g"}, GrammarKind.LARK, "g", "", "guided_grammar"),
+        ({"guided_regex": "a+", "guided_decoding_backend": "guidance"}, GrammarKind.REGEX, "a+", "", "guided_regex"),
+        ({"structured_outputs": {"regex": "a+", "backend": "llguidance"}}, GrammarKind.REGEX, "a+", "", None),
+        (
+            {"response_format": {"type": "json_object"}, "guided_decoding_backend": "auto"},
+            GrammarKind.JSON_SCHEMA,
+            '{"type":"object"}',
+            "",
+            "response_format",
+        ),
+        ({"structural_tag": TAG}, GrammarKind.STRUCTURAL_TAG, TAG, "", "structural_tag"),
         ({"ebnf": "g"}, GrammarKind.LARK, "g", "", "ebnf"),
         ({"regex": "r"}, GrammarKind.REGEX, "r", "", "regex"),
         ({"json_schema": TEXT}, GrammarKind.JSON_SCHEMA, TEXT, "", "json_schema"),
@@ -80,6 +91,12 @@ def test_nothing_asked(fields: dict[str, Any]) -> None:
         ({"structured_outputs": {"regex": ["a"]}}, "structured_outputs"),
         ({"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": "yes"}}, "structured_outputs"),
         ({"guided_json": 3}, "guided_json"),
+        ({"guided_regex": "a+", "guided_decoding_backend": "xgrammar"}, "guided_decoding_backend"),
+        ({"guided_decoding_backend": 3}, "guided_decoding_backend"),
+        ({"structured_outputs": {"regex": "a+", "backend": "outlines"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a+", "backend": ["auto"]}}, "structured_outputs"),
+        ({"structured_outputs": {"backend": "auto"}}, "structured_outputs"),
+        ({"structural_tag": "[]"}, "structural_tag"),
         ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
@@ -89,6 +106,14 @@ def test_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         grammar(**fields)
     assert caught.value.param == param
+
+
+def test_a_backend_that_is_not_there_is_told_what_there_is() -> None:
+    for fields in ({"structured_outputs": {"regex": "a", "backend": "xgrammar"}}, {"guided_decoding_backend": "xgrammar"}):
+        with pytest.raises(InvalidRequestError, match=r"no backend .xgrammar. .* there are auto, llguidance, guidance"):
+            grammar(**fields)
+    with pytest.raises(InvalidRequestError, match="no backend"):
+        SamplingParams(structured_outputs=StructuredOutputsParams(choice=["a"], backend="outlines")).validate(100)
 
 
 def test_the_wire_keeps_it() -> None:
