@@ -12,7 +12,10 @@ Defines = tuple[tuple[str, str], ...]
 
 # sm_80 cubins run on 8.x, sm_89 on 8.9, sm_90 on 9.0, sm_100 on 10.x, sm_120 on 12.x; nothing else of quire's is needed for those.
 ARCHITECTURES = ("80", "89", "90", "100", "120")
-ARCHITECTURES_90A = ("90a",)  # for sources with wgmma or setmaxnreg, which exist on that one architecture only
+# For sources with wgmma or setmaxnreg, which exist on that one architecture only. Of all others the compiler makes the same code as for 90
+# (`python -m kernels_cuda.build --check` compares), so a second copy of them is not shipped.
+ARCHITECTURES_90A = ("90a",)
+KNOWN = (*ARCHITECTURES, *ARCHITECTURES_90A)
 
 
 def defines(**macros: object) -> Defines:

@@ -96,7 +96,7 @@ def architectures_for(major: int, minor: int) -> tuple[str, ...]:
     """Architectures whose cubins run on a GPU of this compute capability, best first. Raises KernelError when there is none."""
     runs = {
         8: ("89", "80") if minor >= 9 else ("80",),
-        9: ("90a", "90"),
+        9: ("90a", "90") if minor == 0 else ("90",),  # an "a" cubin runs on exactly its own capability
         10: ("100",),
         12: ("120",),
     }.get(major)

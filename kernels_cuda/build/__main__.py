@@ -12,10 +12,13 @@ from pathlib import Path
 
 from kernels_cuda.build import cache, nvrtc
 from kernels_cuda.build.cache import Target
+from kernels_cuda.build.machine_code import machine_code
 from kernels_cuda.build.resources import Resources
 from kernels_cuda.catalogue import SOURCES
 from kernels_cuda.errors import KernelError
-from kernels_cuda.kernel import Source
+from kernels_cuda.kernel import KNOWN, Source
+
+COMPARED = "compared"  # folder, in that of the cubins, of those that are made to be compared and not shipped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,14 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not nvrtc.available():
         print(f"kernels_cuda.build: the CUDA compiler is not installed. {nvrtc.HOW_TO_INSTALL}", file=sys.stderr)
         return 2
-    targets = [(source, target) for source in _chosen(options.only) for target in _targets(source, options.arch)]
+    sources = _chosen(options.only)
+    targets = [(source, target) for source in sources for target in _targets(source, options.arch)]
+    twins = [twins for source in sources for twins in _twins(source)] if options.check and not options.arch else []
     if options.shard:
         index, count = map(int, options.shard.split("/"))
-        return _compile_all([target for _, target in targets[index::count]], options.out)
+        status = _compile_all([target for _, target in targets[index::count]], options.out)
+        return max(status, _compile_all([twin for _, twin in twins[index::count]], options.out / COMPARED))
     failed = _spread(len(targets), options)
     if failed:
         return 1
-    faults = _report(targets, options.out, show=options.report)
+    faults = _report(targets, options.out, show=options.report) + _differing(twins, options.out)
     for fault in faults:
         print(fault, file=sys.stderr)
     total = f"{len(targets)} cubins, compiler {nvrtc.version()}, in {options.out}"
@@ -43,9 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kernels_cuda.build", description=__doc__)
     parser.add_argument("--out", type=Path, default=cache.SHIPPED, help="folder of the cubins (default: shipped with the package)")
     parser.add_argument("--only", nargs="*", default=[], metavar="SOURCE", help="names of sources, e.g. norms")
-    parser.add_argument("--arch", nargs="*", default=[], metavar="ARCH", help="architectures, e.g. 80 90a (default: all a source asks for)")
+    parser.add_argument(
+        "--arch", nargs="*", default=[], choices=KNOWN, metavar="ARCH", help=f"of {', '.join(KNOWN)} (default: all that are shipped)"
+    )
     parser.add_argument("--report", action="store_true", help="print registers, stack and spills of each kernel")
-    parser.add_argument("--check", action="store_true", help="fail on spills, stack frames and registers above the budget")
+    parser.add_argument("--check", action="store_true", help="fail on spills, stack frames, registers above budgets; on other code for 90a")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile (default: one per core)")
     parser.add_argument("--shard", help=argparse.SUPPRESS)
     return parser
@@ -60,8 +68,15 @@ def _chosen(names: Sequence[str]) -> list[Source]:
 
 
 def _targets(source: Source, architectures: Sequence[str]) -> list[Target]:
-    wanted = [a for a in source.architectures if not architectures or a in architectures]
-    return [Target(source.file, variant, a) for variant in source.variants for a in wanted]
+    return [Target(source.file, variant, a) for variant in source.variants for a in architectures or source.architectures]
+
+
+def _twins(source: Source) -> list[tuple[Target, Target]]:
+    """One variant for sm_90, which is shipped, and for sm_90a, which is not as long as it has the same code."""
+    if "90" not in source.architectures or "90a" in source.architectures:
+        return []
+    variant = source.variants[len(source.variants) // 2]
+    return [(Target(source.file, variant, "90"), Target(source.file, variant, "90a"))]
 
 
 def _compile_all(targets: Sequence[Target], folder: Path) -> int:
@@ -83,6 +98,8 @@ def _spread(count: int, options: argparse.Namespace) -> bool:
     for name in ("only", "arch"):
         if getattr(options, name):
             same += [f"--{name}", *getattr(options, name)]
+    if options.check:
+        same.append("--check")
     command = [sys.executable, "-m", "kernels_cuda.build", *same]
     children = [subprocess.Popen([*command, "--shard", f"{index}/{jobs}"]) for index in range(jobs)]
     return max([child.wait() for child in children]) != 0  # every one is waited for
@@ -104,6 +121,16 @@ def _report(targets: Sequence[tuple[Source, Target]], folder: Path, show: bool) 
         for (entry, variant, budget), by_architecture in rows.items():
             cells = "  ".join(f"{a}: {r.registers:3d} {r.stack} {r.spill_stores + r.spill_loads}" for a, r in by_architecture.items())
             print(f"{entry:22s} {variant:44s} budget {budget:3d}   {cells}")
+    return faults
+
+
+def _differing(twins: Sequence[tuple[Target, Target]], folder: Path) -> list[str]:
+    """The sources from which sm_90a gets other code than sm_90."""
+    compiler, faults = nvrtc.version(), []
+    for shipped, twin in twins:
+        ours, theirs = folder / shipped.file_name(compiler), folder / COMPARED / twin.file_name(compiler)
+        if machine_code(ours.read_bytes()) != machine_code(theirs.read_bytes()):
+            faults.append(f"{shipped.source}: sm_90a gets other code than sm_90 now: ship it, by the source's architectures")
     return faults
 
 

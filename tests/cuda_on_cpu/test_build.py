@@ -14,10 +14,11 @@ import pytest
 from kernels_cuda.build import __main__ as command
 from kernels_cuda.build import ahead, cache, nvrtc
 from kernels_cuda.build.cache import Target
+from kernels_cuda.build.machine_code import machine_code
 from kernels_cuda.build.resources import Resources, parse_log
 from kernels_cuda.catalogue import SOURCES
 from kernels_cuda.errors import KernelError
-from kernels_cuda.kernel import ARCHITECTURES, ARCHITECTURES_90A, Source, defines
+from kernels_cuda.kernel import KNOWN, Source, defines
 
 compiles = pytest.mark.skipif(not nvrtc.available(), reason=f"NVRTC is not installed: {nvrtc.HOW_TO_INSTALL}")
 LOG = """\
@@ -60,6 +61,46 @@ def test_each_source_compiles_within_its_budget(source: Source, tmp_path: Path) 
 @pytest.mark.timeout(900)
 def test_every_variant_for_every_architecture(tmp_path: Path) -> None:
     assert command.main(["--check", "--out", str(tmp_path)]) == 0
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_variant_has_the_same_code_for_sm_90a(tmp_path: Path) -> None:
+    """--check, in CI, looks at one variant of each source."""
+    assert command.main(["--check", "--out", str(tmp_path), "--arch", "90", "90a"]) == 0
+    for source in SOURCES:
+        for variant in source.variants:
+            codes = [(tmp_path / Target(source.file, variant, a).file_name(nvrtc.version())).read_bytes() for a in ("90", "90a")]
+            assert machine_code(codes[0]) == machine_code(codes[1]), (source.file, variant)
+
+
+@compiles
+def test_other_code_for_sm_90a_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "same.cu").write_text('extern "C" __global__ void f(int* x) { x[threadIdx.x] += 1; }\n')
+    (tmp_path / "other.cu").write_text("""
+extern "C" __global__ void f(int* x) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+#endif
+  x[threadIdx.x] += 1;
+}
+""")
+    monkeypatch.setattr(cache, "SOURCES", tmp_path)
+    cache._text.cache_clear()
+    twins = [command._twins(Source(file, ((),), {"f": 32}))[0] for file in ("same.cu", "other.cu")]
+    for shipped, compared in twins:
+        cache.compile_into(shipped, tmp_path)
+        cache.compile_into(compared, tmp_path / command.COMPARED)
+    (fault,) = command._differing(twins, tmp_path)
+    assert fault.startswith("other.cu: sm_90a gets other code than sm_90 now")
+    assert command._twins(Source("same.cu", ((),), {"f": 32}, architectures=("90a",))) == []
+    cache._text.cache_clear()
+
+
+def test_what_is_no_cubin_has_no_code() -> None:
+    with pytest.raises(ValueError, match="not a cubin"):
+        machine_code(b"PK\3\4")
 
 
 @compiles
@@ -154,24 +195,18 @@ def test_without_the_compiler_the_command_says_what_to_install(monkeypatch: pyte
 
 @compiles
 def test_the_command(tmp_path: Path) -> None:
-    """Two processes, each with its share; the second time everything is there."""
-    arguments = [
-        sys.executable,
-        "-m",
-        "kernels_cuda.build",
-        "--report",
-        "--check",
-        "--only",
-        "rows",
-        "norms",
-        "--arch",
-        "80",
-        "--jobs",
-        "2",
-    ]
-    done = subprocess.run([*arguments, "--out", str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    """Two processes, each with its share, which they share with the comparison of 90 and 90a; only shipped cubins count."""
+    arguments = "-m kernels_cuda.build --report --check --only rows --jobs 2 --out".split()
+    done = subprocess.run([sys.executable, *arguments, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "gather_inputs" in done.stdout and "3 cubins, compiler 13." in done.stdout and "0 faults" in done.stdout
+    assert "gather_inputs" in done.stdout and "5 cubins, compiler 13." in done.stdout and "0 faults" in done.stdout
+    assert [path.name[:11] for path in (tmp_path / command.COMPARED).glob("*.cubin")] == ["rows-sm_90a"]
+
+
+def test_an_architecture_that_no_kernel_is_made_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--arch", "91"])
+    assert "--arch: invalid choice: '91'" in capsys.readouterr().err
 
 
 def test_every_source_is_in_the_catalogue() -> None:
@@ -180,7 +215,7 @@ def test_every_source_is_in_the_catalogue() -> None:
         text = (cache.SOURCES / source.file).read_text()
         entries = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(', text)
         assert set(entries) == set(source.registers) and len(set(source.variants)) == len(source.variants)
-        assert set(source.architectures) <= {*ARCHITECTURES, *ARCHITECTURES_90A}
+        assert set(source.architectures) <= set(KNOWN)
         # What the emulator relies on: PTX in ptx.cuh alone.
         assert "asm" not in re.sub(r"//.*", "", text)
 

@@ -53,6 +53,7 @@ def test_arguments_of_other_types_are_refused(argument: object) -> None:
 
 
 @pytest.mark.parametrize("capability,expected", [((8, 0), ["80"]), ((8, 6), ["80"]), ((8, 9), ["89", "80"]), ((9, 0), ["90a", "90"]),
+                                                 ((9, 1), ["90"]),
                                                  ((10, 3), ["100"]), ((12, 1), ["120"])])  # fmt: skip
 def test_cubins_by_compute_capability(capability: tuple[int, int], expected: list[str]) -> None:
     assert list(architectures_for(*capability)) == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels_cuda import paged_prefill, reference
-from kernels_cuda.build import cache, nvrtc
-from kernels_cuda.build.cache import Target
-from kernels_cuda.build.resources import Resources
 from kernels_cuda.errors import UnsupportedShape
 from kernels_cuda.paged_prefill import ROWS, plan_prefill
 from tests.cuda_on_cpu.comparing import TOLERANCE, error, integers, nan, random
@@ -239,15 +235,6 @@ def seen(past: int, new: int, tile: int, group: int, window: int) -> range:
     """Tokens that some row of a tile sees, row by row."""
     positions = [past + row // group for row in range(tile * ROWS, min((tile + 1) * ROWS, new * group))]
     return range(max(0, positions[0] + 1 - window) if window else 0, positions[-1] + 1)
-
-
-@pytest.mark.skipif(not nvrtc.available(), reason=f"NVRTC is not installed: {nvrtc.HOW_TO_INSTALL}")
-def test_it_compiles_for_hopper_with_its_own_instructions(tmp_path: Path) -> None:
-    """sm_90a, which is not shipped: only sources with wgmma need it. The others: test_build.py."""
-    for variant in paged_prefill.SOURCE.variants[::2]:
-        path = cache.compile_into(Target(paged_prefill.SOURCE.file, variant, "90a"), tmp_path)
-        usage = json.loads(path.with_suffix(".json").read_text())["paged_prefill"]
-        assert Resources(**usage).faults(paged_prefill.SOURCE.budget("paged_prefill", variant)) == []
 
 
 # ---------------------------------------------------------------- planted bugs
