@@ -270,6 +270,40 @@ def test_prompt_logprobs_in_chunks(checkpoints: dict[str, str], monkeypatch: pyt
         assert expected[position - 1].max() - expected[position - 1][ids[0]] <= 0.1
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_vectors_are_the_transformers_librarys(name: str, checkpoints: dict[str, str]) -> None:
+    """Of last tokens and means, whole prompts and chunks, several in one step, beside rows that decode; and of a mean that begins again."""
+    player = player_on(SyncMachine(), checkpoints[name])
+    talking = player.add(3, prompt(12))
+    player.run([talking], 1)
+    wanted = {0: ("last", 45), 1: ("mean", 45), 2: ("mean", 1), 4: ("last", 1), 5: ("mean", 33)}
+    rows = {row: player.add(row, prompt(length, row), pooling=pooling) for row, (pooling, length) in wanted.items()}
+    player.step([(rows[0], 30), (talking, 1), (rows[1], 20)])
+    assert player.step([(rows[1], 25), (rows[2], 1), (talking, 1), (rows[4], 1), (rows[0], 15), (rows[5], 32)])[2] >= 0
+    again = player.add(5, rows[5].tokens, pooling="mean")  # it was preempted a token before its end
+    player.step([(again, 10), (talking, 1)])
+    player.step([(again, 23)])
+    for row, (pooling, _) in wanted.items():
+        got = again if row == 5 else rows[row]
+        expected = oracle.vector(checkpoints[name], got.tokens, pooling)
+        assert got.vector is not None
+        assert not got.nan
+        assert np.linalg.norm(got.vector - expected) < 0.03 * np.linalg.norm(expected)
+    check_greedy(checkpoints[name], talking)
+    assert len(talking.output) == 4
+
+
+def test_a_vector_that_is_not_finite_is_flagged(checkpoints: dict[str, str]) -> None:
+    player = player_on(SyncMachine(), checkpoints["llama"])
+    sick, well = player.add(0, prompt(20), pooling="last"), player.add(1, prompt(21, 1), pooling="mean")
+    player.step([(sick, 19), (well, 10)])
+    assert isinstance(player.runner, CUDARunner)
+    player.runner.cache.v[0][sick.blocks[0]] = float("nan")
+    player.step([(sick, 1), (well, 11)])
+    assert (sick.nan, well.nan) == (True, False)
+    assert well.vector is not None and np.isfinite(well.vector).all()
+
+
 def test_masks_that_come_between_the_halves_of_a_step(checkpoints: dict[str, str]) -> None:
     player = player_on(SyncMachine(), checkpoints["llama"])
     row, free = player.add(2, prompt(6)), player.add(0, prompt(7, 1))

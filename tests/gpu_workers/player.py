@@ -22,7 +22,8 @@ from ipc.config import Config
 
 @dataclass
 class Row:
-    """A request as the player sees it: its tokens so far, how many are computed, its blocks."""
+    """A request as the player sees it: its tokens so far, how many are computed, its blocks. pooling: last or mean, for one that asks for
+    a vector in place of tokens."""
 
     row: int
     tokens: list[int]
@@ -32,6 +33,8 @@ class Row:
     logprobs: list[tuple[float, int, list[int], list[float]]] = field(default_factory=list)
     prompt_logprobs: dict[int, tuple[float, int, list[int], list[float]]] = field(default_factory=dict)
     nan: bool = False
+    pooling: str = ""
+    vector: np.ndarray | None = None
 
     @property
     def output(self) -> list[int]:
@@ -71,9 +74,11 @@ class Player:
             assert kernel.wait(100)
             kernel.ready = wanted
 
-    def add(self, row: int, prompt: Sequence[int], shared: Row | None = None, num_shared: int = 0, **setup: object) -> Row:
+    def add(
+        self, row: int, prompt: Sequence[int], shared: Row | None = None, num_shared: int = 0, pooling: str = "", **setup: object
+    ) -> Row:
         """A new request in `row`; its first num_shared tokens (whole blocks) are read from the blocks of `shared`."""
-        added = Row(row, list(prompt), len(prompt), computed=num_shared)
+        added = Row(row, list(prompt), len(prompt), computed=num_shared, pooling=pooling)
         if shared is not None:
             assert num_shared % self.block_size == 0
             assert shared.tokens[:num_shared] == added.tokens[:num_shared]
@@ -100,8 +105,11 @@ class Player:
             end = row.computed + count
             while len(row.blocks) * self.block_size < end:
                 self._give(row, int(self._free.pop()))
-            samples = end == len(row.tokens)
-            flags = RowFlag.SAMPLE if samples else RowFlag(0)
+            flags = RowFlag(0)
+            if end == len(row.tokens):
+                flags |= RowFlag.EMBED if row.pooling else RowFlag.SAMPLE
+            if row.pooling == "mean":
+                flags |= RowFlag.MEAN
             if device_token and count == 1 and row.computed >= row.num_prompt:
                 flags |= RowFlag.DEVICE_TOKEN
             else:
@@ -131,7 +139,7 @@ class Player:
             self.step([(row, min(chunk, len(row.tokens) - row.computed)) for row in rows if len(row.output) < num_output])
 
     def _apply(self, work: Sequence[tuple[Row, int]]) -> list[int]:
-        result, sampled, first = self.result, [], 0
+        result, sampled, first, vectors = self.result, [], 0, 0
         assert result.header[ResultHeader.NUM_ROWS] == len(work)
         for place, (row, count) in enumerate(work):
             if row.row in self.wants_prompt_logprobs:
@@ -144,6 +152,9 @@ class Player:
                         )  # fmt: skip
             row.computed += count
             token = int(result.tokens[place])
+            if row.pooling and row.computed == len(row.tokens):
+                row.vector, row.nan = result.vectors[vectors].copy(), bool(result.flags[place] & ResultFlag.NAN)
+                vectors += 1
             if token >= 0:
                 row.tokens.append(token)
                 row.nan |= bool(result.flags[place] & ResultFlag.NAN)
