@@ -16,7 +16,7 @@ import msgspec
 
 from frontend.detokenizer import Detokenizer
 from frontend.outputs import CompletionOutput, RequestOutput
-from frontend.stop_strings import StopMatcher
+from frontend.stop_strings import Stops, stops_of
 from frontend.stream import REASONS, CollectStream, Gather, LogprobRow, Stream, Work
 from frontend.tokenizer import Tokenizer
 from ipc.errors import InvalidRequestError
@@ -48,7 +48,7 @@ class BeamText:
 
     __slots__ = ("_detokenizer", "_matcher")
 
-    def __init__(self, detokenizer: Detokenizer, matcher: StopMatcher) -> None:
+    def __init__(self, detokenizer: Detokenizer, matcher: Stops) -> None:
         self._detokenizer, self._matcher = detokenizer, matcher
 
     def followed_by(self, token: int, looks: bool) -> tuple[BeamText, bool]:
@@ -208,10 +208,11 @@ async def search(client: EngineClient, works: Sequence[Work], wishes: Wishes) ->
 def _text(tokenizer: Tokenizer, work: Work) -> BeamText | None:
     """Reads what the work's own stream will read."""
     params, splitting = work.params, work.splitting
-    if not params.stop:
+    stops = stops_of(params)
+    if stops is None:
         return None
     detokenizer = tokenizer.detokenizer(params.skip_special_tokens, splitting.kept if splitting is not None else frozenset())
-    return BeamText(detokenizer, StopMatcher(params.stop, params.include_stop_str_in_output))
+    return BeamText(detokenizer, stops)
 
 
 async def _step(client: EngineClient, work: Work, found: BeamSearch) -> list[_StepStream]:

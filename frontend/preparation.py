@@ -14,6 +14,7 @@ import msgspec
 
 from frontend.answer_formats import AnswerFormats
 from frontend.output_split import Splitting
+from frontend.regex_automaton import RegexError, compiled
 from frontend.stream import Work
 from frontend.tokenizer import Tokenizer
 from ipc.config import ChildSpec
@@ -77,6 +78,7 @@ class Preparer:
         model = self._spec.model
         deadline_ns = _deadline(arrival_ns, timeout)
         params.validate(model.vocab_size, self._spec.config.model.max_logprobs)
+        _check_patterns(params.stop_regex)
         if isinstance(prompt, str):
             text, ids = prompt, await self._tokenizer.encode_soon(prompt, add_special_tokens)
         else:
@@ -213,6 +215,14 @@ class Preparer:
         if sum(map(len, found)) > MAX_BAD_WORD_TOKENS:
             raise InvalidRequestError(f"bad_words may have at most {MAX_BAD_WORD_TOKENS} tokens in all", "bad_words")
         return found
+
+
+def _check_patterns(patterns: list[str]) -> None:
+    """Raise InvalidRequestError for one that is none, or that would cost too much."""
+    try:
+        compiled(patterns)
+    except RegexError as error:
+        raise InvalidRequestError(f"stop_regex {error}", "stop_regex") from None
 
 
 def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:

@@ -4,6 +4,29 @@ from __future__ import annotations
 
 import re
 from copy import copy
+from typing import Protocol
+
+from frontend.regex_automaton import compiled
+from frontend.stop_regex import RegexMatcher
+from ipc.sampling_params import SamplingParams
+
+
+class Stops(Protocol):
+    """What ends a text. matched: the stop string or pattern that has ended it."""
+
+    @property
+    def matched(self) -> str | None: ...
+    def copy(self) -> Stops: ...
+    def feed(self, text: str) -> str: ...
+    def finish(self) -> str: ...
+
+
+def stops_of(params: SamplingParams) -> Stops | None:
+    """What ends a request's text; None if nothing in it does."""
+    include = params.include_stop_str_in_output
+    strings = StopMatcher(params.stop, include) if params.stop else None
+    patterns = RegexMatcher(params.stop_regex, compiled(params.stop_regex), include) if params.stop_regex else None
+    return strings if patterns is None else patterns if strings is None else _Both(strings, patterns)
 
 
 class StopMatcher:
@@ -80,3 +103,29 @@ def _failure(pattern: str) -> list[int]:
             length += 1
         table[place] = length
     return table
+
+
+class _Both:
+    """Patterns are looked for in what stop strings let through."""
+
+    __slots__ = ("_patterns", "_strings")
+
+    def __init__(self, strings: StopMatcher, patterns: RegexMatcher) -> None:
+        self._strings, self._patterns = strings, patterns
+
+    @property
+    def matched(self) -> str | None:
+        """A pattern that ends in the text before a stop string ends it there."""
+        return self._patterns.matched or self._strings.matched
+
+    def copy(self) -> _Both:
+        return _Both(self._strings.copy(), self._patterns.copy())
+
+    def feed(self, text: str) -> str:
+        out = self._patterns.feed(self._strings.feed(text))
+        ends = self._strings.matched is not None and self._patterns.matched is None
+        return out + self._patterns.finish() if ends else out
+
+    def finish(self) -> str:
+        out = self._patterns.feed(self._strings.finish())
+        return out if self._patterns.matched is not None else out + self._patterns.finish()

@@ -15,7 +15,7 @@ import msgspec
 from frontend.output_split import Delta, Kind, Message, Splitter, Splitting
 from frontend.outputs import CompletionOutput, Logprob, RequestMetrics, TokenLogprobs
 from frontend.repetition import RepetitionWatch
-from frontend.stop_strings import StopMatcher
+from frontend.stop_strings import stops_of
 from frontend.tokenizer import Tokenizer
 from ipc.grammar import Grammar
 from ipc.messages import Finished, FinishReason
@@ -98,7 +98,7 @@ class Stream:
         params = work.params
         kept = work.splitting.kept if work.splitting is not None else _NONE
         self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, kept)
-        self._stop = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
+        self._stop = stops_of(params)
         self._watch = RepetitionWatch(params.repetition_detection) if params.repetition_detection is not None else None
 
     # called by the engine client

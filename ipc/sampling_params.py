@@ -17,6 +17,7 @@ from ipc.grammar import StructuredOutputsParams
 MAX_N = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
+MAX_STOP_REGEX = 8
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 128
@@ -66,14 +67,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
 
     n: completions per prompt. temperature: 0 (or below 1e-5) is greedy. top_k: 0 or -1 is off. seed: any 64-bit integer;
     the random number for a token depends on (seed, position) alone. max_tokens: None means the rest of the context.
-    stop: strings that end the text; stop_token_ids: tokens that end it. logprobs: None, or how many alternatives to report per
-    output token (0: the chosen one alone). prompt_logprobs: the same for the prompt's tokens. logit_bias: token id to a number
-    added to its logit. bad_words: texts that may not come out. allowed_token_ids: the only tokens that may. structured_outputs: a JSON
-    schema, regex, choice or grammar that the output follows. repetition_detection: ends an output that only repeats itself, with finish
-    reason 'repetition'. detokenize: False gives no text, only tokens. stream_interval: a stream gives something out after so many tokens
-    (the first at once). output_kind: what AsyncLLM's outputs hold. skip_reading_prefix_cache: compute the prompt even if it is cached.
-    thinking_token_budget: most tokens of reasoning (None, -1: no limit); then it is ended. logprob_token_ids: with logprobs, report these
-    tokens instead of the most likely. spaces_between_special_tokens: for programs that come from vLLM; no tokenizer here puts spaces there.
+    stop: strings that end the text; stop_regex: regular expressions that do; stop_token_ids: tokens that end it. logprobs: None, or how
+    many alternatives to report per output token (0: the chosen one alone). prompt_logprobs: the same for the prompt's tokens.
+    logit_bias: token id to a number added to its logit. bad_words: texts that may not come out. allowed_token_ids: the only tokens that
+    may. structured_outputs: a JSON schema, regex, choice or grammar that the output follows. repetition_detection: ends an output that
+    only repeats itself, with finish reason 'repetition'. detokenize: False gives no text, only tokens. stream_interval: a stream gives
+    something out after so many tokens (the first at once). output_kind: what AsyncLLM's outputs hold. skip_reading_prefix_cache:
+    compute the prompt even if it is cached. thinking_token_budget: most tokens of reasoning (None, -1: no limit); then it is ended.
+    logprob_token_ids: with logprobs, report these tokens instead of the most likely. spaces_between_special_tokens: for programs that
+    come from vLLM; no tokenizer here puts spaces there.
     """
 
     n: int = 1
@@ -106,6 +108,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     spaces_between_special_tokens: bool = True
     thinking_token_budget: int | None = None
     logprob_token_ids: list[int] | None = None
+    stop_regex: list[str] = []
 
     @property
     def num_logprobs(self) -> int | None:
@@ -178,8 +181,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
             _token_ids("logprob_token_ids", self.logprob_token_ids, vocab_size)
             if len(set(self.logprob_token_ids)) < len(self.logprob_token_ids):
                 raise InvalidRequestError("logprob_token_ids has a token twice", "logprob_token_ids")
-        if self.stop and not self.detokenize:
-            raise InvalidRequestError("stop strings need detokenize", "stop")
+        _count("stop_regex", self.stop_regex, MAX_STOP_REGEX)
+        if any(not isinstance(pattern, str) or not pattern for pattern in self.stop_regex):
+            raise InvalidRequestError("stop_regex must be non-empty strings", "stop_regex")
+        for name in ("stop", "stop_regex"):
+            if getattr(self, name) and not self.detokenize:
+                raise InvalidRequestError(f"{name} needs detokenize", name)
         return self
 
 

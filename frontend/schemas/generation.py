@@ -63,6 +63,7 @@ class GenerationRequest(RefusedFields, kw_only=True):
     max_tokens: Int = None
     min_tokens: Int = None
     stop: str | list[str] | None = None
+    stop_regex: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -183,8 +184,10 @@ class GenerationRequest(RefusedFields, kw_only=True):
             if value is not None:
                 values[name] = value
         values["top_k"] = int(values.get("top_k", 0))
-        if self.stop is not None:
-            values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
+        for name in ("stop", "stop_regex"):
+            given = getattr(self, name)
+            if given is not None:
+                values[name] = [given] if isinstance(given, str) else given
         if self.logit_bias is not None:
             values["logit_bias"] = _bias(self.logit_bias)
         if self.repetition_detection is not None:

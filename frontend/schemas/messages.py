@@ -21,13 +21,14 @@ class InputMessage(msgspec.Struct, kw_only=True):
 
 class MessagesRequest(RefusedFields, kw_only=True):
     """max_tokens is required for creating a message and means nothing for counting tokens. timeout, cache_salt, min_p, priority, seed,
-    repetition_penalty and chat_template_kwargs are ours, as in chat completions."""
+    repetition_penalty, stop_regex and chat_template_kwargs are ours, as in chat completions."""
 
     messages: list[InputMessage]
     model: str | None = None
     max_tokens: Int = None
     system: str | list[dict[str, Any]] | None = None
     stop_sequences: list[str] | None = None
+    stop_regex: str | list[str] | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None

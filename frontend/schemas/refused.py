@@ -24,7 +24,6 @@ class RefusedFields(msgspec.Struct, kw_only=True):
     media_io_kwargs: Any = None
     lora_path: Any = None
     extra_key: Any = None
-    stop_regex: Any = None
     no_stop_trim: Any = None
     logits_processors: Any = None
     custom_logit_processor: Any = None

@@ -53,6 +53,7 @@ class ResponsesRequest(RefusedFields, kw_only=True):
     frequency_penalty: float | None = None
     seed: Int = None
     stop: str | list[str] | None = None
+    stop_regex: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[str, float] | None = None

@@ -34,6 +34,7 @@ def chat_request(body: MessagesRequest) -> ChatRequest:
         model=body.model,
         max_tokens=integer("max_tokens", body.max_tokens),
         stop=body.stop_sequences or None,
+        stop_regex=body.stop_regex,
         stream=body.stream,
         temperature=body.temperature,
         top_p=body.top_p,

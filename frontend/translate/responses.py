@@ -23,6 +23,7 @@ _SAME_FIELDS = (
     "frequency_penalty",
     "seed",
     "stop",
+    "stop_regex",
     "stop_token_ids",
     "ignore_eos",
     "logit_bias",

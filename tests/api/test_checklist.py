@@ -20,11 +20,11 @@ from tests.api.server import ApiServer
 
 COMMON = """
 model n temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed max_tokens min_tokens stop stop_token_ids
-ignore_eos include_stop_str_in_output skip_special_tokens logit_bias bad_words allowed_token_ids prompt_logprobs logprob_token_ids stream
-stream_options response_format structured_outputs priority cache_salt request_id add_special_tokens return_token_ids return_prompt_text
-return_tokens_as_token_ids truncate_prompt_tokens truncation_side stream_interval repetition_detection thinking_token_budget use_beam_search
-length_penalty logprobs echo guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern
-guided_decoding_backend structural_tag regex ebnf json_schema
+stop_regex ignore_eos include_stop_str_in_output skip_special_tokens logit_bias bad_words allowed_token_ids prompt_logprobs
+logprob_token_ids stream stream_options response_format structured_outputs priority cache_salt request_id add_special_tokens
+return_token_ids return_prompt_text return_tokens_as_token_ids truncate_prompt_tokens truncation_side stream_interval repetition_detection
+thinking_token_budget use_beam_search length_penalty logprobs echo guided_json guided_regex guided_choice guided_grammar
+guided_whitespace_pattern guided_decoding_backend structural_tag regex ebnf json_schema
 """
 HONOURED: dict[str, tuple[type[msgspec.Struct], str]] = {
     "/v1/completions": (CompletionRequest, COMMON + "prompt best_of suffix"),
@@ -38,7 +38,7 @@ HONOURED: dict[str, tuple[type[msgspec.Struct], str]] = {
     "/v1/responses": (
         ResponsesRequest,
         """model input instructions max_output_tokens metadata previous_response_id store stream background temperature top_p text reasoning
-        tools tool_choice parallel_tool_calls truncation include top_logprobs top_k min_p repetition_penalty presence_penalty
+        stop_regex tools tool_choice parallel_tool_calls truncation include top_logprobs top_k min_p repetition_penalty presence_penalty
         frequency_penalty seed stop stop_token_ids ignore_eos logit_bias skip_special_tokens include_stop_str_in_output include_reasoning
         structured_outputs priority cache_salt chat_template_kwargs""",
     ),

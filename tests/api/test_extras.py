@@ -151,6 +151,42 @@ def test_a_repetition_ends_the_output(server: ApiServer, tokenizer: Tokenizer) -
         assert server.post(COMPLETIONS, body)[1]["choices"][0]["finish_reason"] == "stop"
 
 
+def test_a_pattern_ends_the_output(server: ApiServer, tokenizer: Tokenizer) -> None:
+    """Whole and streamed, in completions, chat and beam search; the worker repeats the prompt."""
+    prompt = "one two 345 six seven eight"
+    assert tokenizer.decode(tokenizer.encode(prompt)) == prompt
+    for more, text, pattern in (
+        ({"stop_regex": r"\d{2}"}, "one two ", r"\d{2}"),
+        ({"stop_regex": ["[xyz]{2}", r"\d\s+s"], "include_stop_str_in_output": True}, "one two 345 s", r"\d\s+s"),
+        ({"stop_regex": "s[a-z]+n", "stop": ["eigh", "345 si"]}, "one two ", "345 si"),
+        ({"stop_regex": r"x.*h", "logprobs": 1, "min_tokens": 1}, "one two 345 si", r"x.*h"),
+        ({"stop_regex": r"\d+", "use_beam_search": True}, "one two ", r"\d+"),
+    ):
+        body = {"prompt": prompt, "max_tokens": 40, "ignore_eos": True, **more}
+        choice = server.post(COMPLETIONS, body)[1]["choices"][0]
+        assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (text, "stop", pattern), more
+        if "use_beam_search" not in more:
+            found = choices(streamed(server, body))
+            assert ("".join(each["text"] for each in found), found[-1]["finish_reason"], found[-1]["stop_reason"]) == (
+                text,
+                "stop",
+                pattern,
+            )
+    whole = server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 40, "stop_regex": "never said"})[1]["choices"][0]
+    assert (whole["text"], whole["finish_reason"]) == (prompt, "stop") and whole["stop_reason"] is None
+
+
+def test_a_pattern_ends_answers_of_every_api(scripted: ApiServer) -> None:
+    key = {"Authorization": "Bearer sk-one"}
+    said, pattern = [{"role": "user", "content": "one two 345 six"}], r"\d+"
+    chat = scripted.post(CHAT, {"messages": said, "stop_regex": pattern}, key)[1]["choices"][0]
+    assert (chat["message"]["content"], chat["finish_reason"], chat["stop_reason"]) == ("one two ", "stop", pattern)
+    response = scripted.post("/v1/responses", {"input": said, "stop_regex": [pattern], "store": False}, key)[1]
+    assert response["output"][0]["content"][0]["text"] == "one two "
+    message = scripted.post("/v1/messages", {"messages": said, "max_tokens": 30, "stop_regex": pattern}, key)[1]
+    assert (message["content"][0]["text"], message["stop_reason"], message["stop_sequence"]) == ("one two ", "stop_sequence", pattern)
+
+
 @pytest.fixture(scope="module")
 def grounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A template that prints its documents."""
@@ -186,7 +222,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"repetition_detection": {"max_pattern_size": 10**9, "min_count": 2}}, "repetition_detection"),
     ({"repetition_detection": "yes"}, "repetition_detection"),
     ({"return_hidden_states": True}, "return_hidden_states"),
-    ({"stop_regex": "a+"}, "stop_regex"),
+    ({"stop_regex": "(a"}, "stop_regex"),
+    ({"stop_regex": ["a", "b*"]}, "stop_regex"),
+    ({"stop_regex": r"(a)\1"}, "stop_regex"),
+    ({"stop_regex": "((a{100}){100}){100}"}, "stop_regex"),
+    ({"stop_regex": ""}, "stop_regex"),
+    ({"stop_regex": ["x"] * 9}, "stop_regex"),
+    ({"stop_regex": 5}, "stop_regex"),
     ({"separate_reasoning": False}, "separate_reasoning"),
     ({"ec_transfer_params": {"a": 1}}, "ec_transfer_params"),
 ]
