@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +11,11 @@ from frontend import response_template, tool_grammar
 from frontend.http_errors import not_supported
 from frontend.output_split import Splitting, splitting
 from frontend.output_split.formats import ReasoningFormat, ToolFormat
+from frontend.reasoning_parsers import ALIASES as REASONING_ALIASES
 from frontend.reasoning_parsers import REASONING_PARSERS
 from frontend.reasoning_parsers import TEMPLATE_SIGNS as REASONING_SIGNS
 from frontend.tokenizer import Tokenizer
+from frontend.tool_parsers import ALIASES as TOOL_ALIASES
 from frontend.tool_parsers import TEMPLATE_SIGNS as TOOL_SIGNS
 from frontend.tool_parsers import TOOL_PARSERS
 from frontend.tools import Tools
@@ -41,12 +43,20 @@ class AnswerFormats:
         """As the flags say. Raises ConfigError for a name that is none."""
         template, own = tokenizer.template_source, response_template.read(tokenizer.response_template)
         tools = _choose(
-            "tool_call_parser", config.tool_call_parser, TOOL_PARSERS, TOOL_SIGNS, template, own.tools, own.why_not.get("tools")
+            "tool_call_parser",
+            config.tool_call_parser,
+            TOOL_PARSERS,
+            TOOL_ALIASES,
+            TOOL_SIGNS,
+            template,
+            own.tools,
+            own.why_not.get("tools"),
         )
         reasoning = _choose(
             "reasoning_parser",
             config.reasoning_parser,
             REASONING_PARSERS,
+            REASONING_ALIASES,
             REASONING_SIGNS,
             template,
             own.reasoning,
@@ -115,6 +125,7 @@ def _choose(
     setting: str,
     name: str,
     formats: Mapping[str, Any],
+    aliases: Mapping[str, str],
     signs: tuple[tuple[tuple[str, ...], str], ...],
     template: str,
     own: Any,
@@ -126,10 +137,10 @@ def _choose(
             raise ConfigError(f"{setting}: {why_not}")
         return own
     try:
-        return splitting.choose(name, formats, signs, template) or (own if name == "auto" else None)
+        return splitting.choose(aliases.get(name, name), formats, signs, template) or (own if name == "auto" else None)
     except KeyError:
-        raise ConfigError(_unknown(setting, name, formats)) from None
+        raise ConfigError(_unknown(setting, name, {*formats, *aliases})) from None
 
 
-def _unknown(setting: str, name: str, known: Mapping[str, object]) -> str:
+def _unknown(setting: str, name: str, known: Iterable[str]) -> str:
     return f"{setting}: there is no format {name!r}; there are auto, none, {response_template.NAMES[0]}, {', '.join(sorted(known))}"

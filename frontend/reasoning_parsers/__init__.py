@@ -19,6 +19,7 @@ REASONING_PARSERS: Mapping[str, ReasoningFormat] = {
     "granite": ReasoningFormat("Here is my thought process:", "Here is my response:"),
     "holo2": THINK,
     "hunyuan_a13b": ReasoningFormat("<think>", "</think>", ("<answer>", "</answer>")),
+    "kimi": ReasoningFormat("◁think▷", "◁/think▷"),
     "kimi_k2": INTERLEAVED,
     "mimo": THINK,
     "minimax_m2": INTERLEAVED,
@@ -31,6 +32,18 @@ REASONING_PARSERS: Mapping[str, ReasoningFormat] = {
     "step3": THINK,
     "step3p5": THINK,
     "cohere_command3": ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+}
+
+# SGLang's names for some of them.
+ALIASES: Mapping[str, str] = {
+    "deepseek-r1": "deepseek_r1",
+    "deepseek-v3": "deepseek_v3",
+    "gpt-oss": "openai_gptoss",
+    "interns1": "qwen3",
+    "minimax": "minimax_m2",
+    "nano_v3": "nemotron_v3",
+    "nemotron_3": "nemotron_v3",
+    "qwen3-thinking": "qwen3",
 }
 
 # What the chat template of a model that thinks says, most telling first: all of these texts, then the format's name.

@@ -18,6 +18,20 @@ TOOL_PARSERS: Mapping[str, ToolFormat] = {
     **channel_formats.FORMATS,
 }
 
+# SGLang's names for some of them.
+ALIASES: Mapping[str, str] = {
+    "deepseekv3": "deepseek_v3",
+    "deepseekv31": "deepseek_v31",
+    "deepseekv32": "deepseek_v32",
+    "glm": "glm45",
+    "gpt-oss": "openai",
+    "interns1": "internlm",
+    "llama3": "llama3_json",
+    "minimax-m2": "minimax_m2",
+    "qwen": "hermes",
+    "qwen25": "hermes",
+}
+
 # What a chat template that writes calls in a format says, most telling first: all of these texts, then the format's name.
 TEMPLATE_SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|channel|>", "<|message|>"), "openai"),

@@ -9,9 +9,11 @@ import pytest
 
 from frontend.answer_formats import AnswerFormats
 from frontend.output_split.splitting import choose, opened_by, special_ids
+from frontend.reasoning_parsers import ALIASES as REASONING_ALIASES
 from frontend.reasoning_parsers import REASONING_PARSERS
 from frontend.reasoning_parsers import TEMPLATE_SIGNS as REASONING_SIGNS
 from frontend.tokenizer import Tokenizer
+from frontend.tool_parsers import ALIASES as TOOL_ALIASES
 from frontend.tool_parsers import TEMPLATE_SIGNS as TOOL_SIGNS
 from frontend.tool_parsers import TOOL_PARSERS
 from frontend.tools import NO_TOOLS, read_tools
@@ -60,6 +62,13 @@ def test_by_name() -> None:
     assert (formats.tools, formats.reasoning) == (TOOL_PARSERS["glm45"], None)
     with pytest.raises(ConfigError, match=r"tool_call_parser: there is no format 'hermit'"):
         AnswerFormats.of(ServerConfig(tool_call_parser="hermit"), tokenizer)
+    assert not set(TOOL_ALIASES) & set(TOOL_PARSERS) and not set(REASONING_ALIASES) & set(REASONING_PARSERS)
+    for alias, name in TOOL_ALIASES.items():
+        assert AnswerFormats.of(ServerConfig(tool_call_parser=alias), tokenizer).tools == TOOL_PARSERS[name]
+    for alias, name in REASONING_ALIASES.items():
+        assert AnswerFormats.of(ServerConfig(reasoning_parser=alias), tokenizer).reasoning == REASONING_PARSERS[name]
+    with pytest.raises(ConfigError, match=r"there are .* qwen25, "):
+        AnswerFormats.of(ServerConfig(tool_call_parser="qwen2"), tokenizer)
     with pytest.raises(ConfigError, match="reasoning_parser"):
         AnswerFormats.of(ServerConfig(reasoning_parser="x"), tokenizer)
 
