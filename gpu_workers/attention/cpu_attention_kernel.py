@@ -41,11 +41,13 @@ from gpu_workers.attention.cpu_attention import (
 )
 from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
 from gpu_workers.attention.cpu_attention_vectors import add_values, score_keys
-from gpu_workers.device.cpu_native import as_float, barrier, exponential, narrow, pointer, signature, thread_number, widen
+from gpu_workers.device.cpu_native import as_float, ask_for, barrier, exponential, narrow, pointer, signature, thread_number, widen
 from gpu_workers.layers.cpu_linear_vectors import FLOAT32, PANEL, fetch_add, multiply_panel
 
 # Query rows that are multiplied together, and keys that a tile meets at a time.
 HEIGHT, KEYS = 6, 128
+# Blocks that are asked for before they are needed.
+AHEAD = 4
 
 
 def _blocks(group: int, tokens: int) -> int:
@@ -82,7 +84,7 @@ def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: b
     panels = -(-dim // PANEL)
     width = panels * PANEL
     by_dim = 2 if dim % 2 == 0 else 1
-    plain, height, panel, keys_at_once, least = FLOAT32, HEIGHT, PANEL, KEYS, LEAST
+    plain, height, panel, keys_at_once, least, ahead = FLOAT32, HEIGHT, PANEL, KEYS, LEAST, AHEAD
 
     @cfunc(signature, nopython=True, cache=cache, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
@@ -235,6 +237,11 @@ def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: b
                     last = first
                 stride = (last - first) * size
                 for b in range(first, last):
+                    if b + ahead < last:
+                        ask_for(a[K_CACHE] + (np.int64(tables[row, b + ahead]) * kv_heads + head) * block_bytes, block_bytes)
+                    elif b + ahead - last < last - first:
+                        # Values come after the last keys.
+                        ask_for(a[V_CACHE] + (np.int64(tables[row, first + b + ahead - last]) * kv_heads + head) * block_bytes, block_bytes)
                     keys = a[K_CACHE] + (np.int64(tables[row, b]) * kv_heads + head) * block_bytes
                     score_keys(query_at, keys, part_scores_at + (b - first) * size * 4, stride, dim, heads, size, is_bf16)
                 low, high = begin - first * size, end - first * size
@@ -255,6 +262,15 @@ def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: b
                         for j in range(low, high):
                             row_scores[g * stride + j] *= inverse
                 for b in range(first, last):
+                    if b + ahead < last:
+                        ask_for(a[V_CACHE] + (np.int64(tables[row, b + ahead]) * kv_heads + head) * block_bytes, block_bytes)
+                    elif item + 1 < min(start + portion, items):
+                        # Then the keys of the next piece.
+                        beyond, behind = (item + 1) // kv_heads, (item + 1) % kv_heads
+                        place = part_first[beyond] // size + b + ahead - last
+                        if place * size < part_end[beyond]:
+                            next_row = decode_row[beyond // split]
+                            ask_for(a[K_CACHE] + (np.int64(tables[next_row, place]) * kv_heads + behind) * block_bytes, block_bytes)
                     block_at = a[V_CACHE] + (np.int64(tables[row, b]) * kv_heads + head) * block_bytes
                     at = (b - first) * size
                     add_values(

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from gpu_workers.device import cpu_tiles
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, ROWS
-from gpu_workers.device.cpu_vectors import at, everywhere, larger, put, spread, swapped
+from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, put, spread, swapped
 
 LEAST = -1e30
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -27,19 +27,14 @@ _CHAINS = 4
 _SUMS = 4
 
 
-def _call(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> ir.Value:
-    kind = ir.FunctionType(_FLOATS, [_FLOATS] * len(arguments))
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{COLUMNS}f32"), arguments)
-
-
 def _exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """e to the x for x <= 0, relative error below 4e-6, far below the bfloat16 it becomes; as cpu_native.exponential."""
     x = larger(builder, x, everywhere(_FLOATS, -87.0))
-    octave = _call(builder, "floor", _call(builder, "fma", x, everywhere(_FLOATS, 1.44269504088896341), everywhere(_FLOATS, 0.5)))
-    r = _call(builder, "fma", octave, everywhere(_FLOATS, -0.693147180559945), x)
+    octave = math(builder, "floor", math(builder, "fma", x, everywhere(_FLOATS, 1.44269504088896341), everywhere(_FLOATS, 0.5)))
+    r = math(builder, "fma", octave, everywhere(_FLOATS, -0.693147180559945), x)
     p = everywhere(_FLOATS, 1.0 / 120.0)
     for factor in (1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0):
-        p = _call(builder, "fma", p, r, everywhere(_FLOATS, factor))
+        p = math(builder, "fma", p, r, everywhere(_FLOATS, factor))
     exponent = builder.shl(builder.add(builder.fptosi(octave, _INTS), everywhere(_INTS, 127)), everywhere(_INTS, 23))
     return builder.fmul(p, builder.bitcast(exponent, _FLOATS))
 
@@ -107,7 +102,7 @@ def soften(_context, scores, count, masked, state, pairs, scale):  # type: ignor
                 weights = []
                 for chain, slot in enumerate(totals):
                     key = builder.add(index, _I64(chain))
-                    value = _call(builder, "fma", at(builder, scores_at, builder.mul(key, _LINE), _FLOATS), scales, away)
+                    value = math(builder, "fma", at(builder, scores_at, builder.mul(key, _LINE), _FLOATS), scales, away)
                     weight = seen(key, _exponential(builder, value), everywhere(_FLOATS, 0.0))
                     builder.store(builder.fadd(weight, builder.load(slot)), slot)
                     weights.append(builder.add(builder.bitcast(weight, _INTS), everywhere(_INTS, 0x8000)))
@@ -120,7 +115,7 @@ def soften(_context, scores, count, masked, state, pairs, scale):  # type: ignor
             total = builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
             kept = _exponential(builder, builder.fsub(before, largest))
             put(builder, largest, state_at, 2 * 64)
-            put(builder, _call(builder, "fma", share, kept, total), state_at, 3 * 64)
+            put(builder, math(builder, "fma", share, kept, total), state_at, 3 * 64)
             put(builder, kept, state_at, 4 * 64)
 
         with builder.if_else(masks) as (then, otherwise):

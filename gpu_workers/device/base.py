@@ -64,6 +64,10 @@ class Device(Protocol):
         """The weight [out, in] in the layout the device multiplies fastest, or None where the plain one is that."""
         ...
 
+    def pack_gated(self, weight: torch.Tensor, activation: str) -> PackedLinear | None:
+        """The same for a product that gives activation(gate) * up of its outputs, gate first; None where that takes two steps."""
+        ...
+
     def check_quantization(self, name: str, dtype: torch.dtype) -> None:
         """Raise ConfigError unless weights can be held as `name` (int8, int4) beside activations of `dtype`."""
         ...

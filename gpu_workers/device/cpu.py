@@ -16,7 +16,7 @@ from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runne
 from gpu_workers.kv_cache import bytes_per_block
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
-from gpu_workers.layers.cpu_tile_linear import TileLinear, TileProducts
+from gpu_workers.layers.cpu_tile_linear import GATED_MULTIPLE, TileLinear, TileProducts
 from gpu_workers.layers.cpu_tile_linear import supported as has_matrix_unit
 from gpu_workers.layers.ops import Ops
 from gpu_workers.quantization.rounding import BITS, rounded
@@ -96,12 +96,17 @@ class CPUDevice:
         return torch.from_numpy(raw).view(dtype).view(shape)
 
     def pack_linear(self, weight: torch.Tensor) -> PackedLinear | None:
-        if isinstance(self.products, TileProducts) and weight.dtype == torch.bfloat16:
+        if isinstance(self.products, TileProducts):
             return TileLinear(self.products, weight)
         if _can_pack(weight.dtype):
             return _MkldnnLinear(weight)
         if weight.dtype == torch.bfloat16 and isinstance(self.products, PanelProducts):
             return PanelLinear(self.products, "bfloat16", weight)
+        return None
+
+    def pack_gated(self, weight: torch.Tensor, activation: str) -> PackedLinear | None:
+        if isinstance(self.products, TileProducts) and activation == "silu" and weight.shape[0] % GATED_MULTIPLE == 0:
+            return TileLinear(self.products, weight, gated=True)
         return None
 
     def check_quantization(self, name: str, dtype: torch.dtype) -> None:

@@ -73,6 +73,9 @@ class CUDADevice:
     def pack_linear(self, weight: torch.Tensor) -> PackedLinear | None:
         return None
 
+    def pack_gated(self, weight: torch.Tensor, activation: str) -> PackedLinear | None:
+        return None
+
     def check_quantization(self, name: str, dtype: torch.dtype) -> None:
         raise ConfigError(f"--quantization {name}: the CUDA device has no kernels for it yet; {ON_CPU}")
 

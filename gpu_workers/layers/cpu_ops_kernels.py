@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc
+from llvmlite import ir
+from numba import carray, cfunc, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
+from gpu_workers.device import cpu_vectors as vectors
 from gpu_workers.device.cpu_native import as_float, exponential, narrow, pointer, signature, thread_number, widen
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -49,19 +53,46 @@ def norm(bf16: bool, add: bool, cache: bool) -> Any:
     return kernel
 
 
+_I64 = ir.IntType(64)
+_LANES = 16
+
+
+@intrinsic(prefer_literal=True)
+def _gate(_context, gates, ups, out, count, bf16):  # type: ignore[no-untyped-def]
+    """out = silu(gates) * ups for `count` numbers, a multiple of 16; addresses of bfloat16 if bf16, else float32."""
+    if not isinstance(bf16, types.IntegerLiteral):
+        return None
+    narrow, size = bool(bf16.literal_value), 2 if bf16.literal_value else 4
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        gates_at, ups_at, out_at, number = arguments[:4]
+        with cgutils.for_range_slice(builder, _I64(0), number, _I64(_LANES)) as (index, _):
+            place = builder.mul(index, _I64(size))
+            gate, up = (vectors.read(builder, address, place, _LANES, narrow) for address in (gates_at, ups_at))
+            value = vectors.silu_times(builder, gate, up)
+            vectors.write(builder, value, out_at, place, narrow)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.int64, types.int64, types.int64, bf16), code
+
+
 def silu_gated(bf16: bool, cache: bool) -> Any:
     """silu(gate) * up. Arguments: gate_up, 0, 0, out, rows, width, threads."""
     dtype, size = (np.uint16, 2) if bf16 else (np.float32, 4)
+    is_bf16, lanes = int(bf16), _LANES
 
     @cfunc(signature, nopython=True, cache=cache, fastmath=FAST, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
         a = carray(address, (16,), np.int64)
         rows, width, threads, me = a[4], a[5], a[6], thread_number()
+        whole = width // lanes * lanes
         for row in range(rows * me // threads, rows * (me + 1) // threads):
-            gates = carray(pointer(a[0] + row * 2 * width * size), (width,), dtype)
-            ups = carray(pointer(a[0] + (row * 2 + 1) * width * size), (width,), dtype)
-            out = carray(pointer(a[3] + row * width * size), (width,), dtype)
-            for i in range(width):
+            gates_at, ups_at = a[0] + row * 2 * width * size, a[0] + (row * 2 + 1) * width * size
+            out_at = a[3] + row * width * size
+            _gate(gates_at, ups_at, out_at, whole, is_bf16)
+            gates, ups = carray(pointer(gates_at), (width,), dtype), carray(pointer(ups_at), (width,), dtype)
+            out = carray(pointer(out_at), (width,), dtype)
+            for i in range(whole, width):
                 gate, up = (widen(gates[i]), widen(ups[i])) if bf16 else (gates[i], ups[i])
                 e = exponential(-abs(gate))
                 value = gate * up * (np.float32(1.0) if gate >= np.float32(0.0) else e) / (np.float32(1.0) + e)

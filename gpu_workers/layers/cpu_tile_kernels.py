@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from gpu_workers.device import cpu_tiles
 from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, configure, release
-from gpu_workers.device.cpu_vectors import at, everywhere, put, swapped
+from gpu_workers.device.cpu_vectors import at, put, silu_times, swapped, write
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
 
 PANEL = 2 * COLUMNS
@@ -108,12 +108,23 @@ def _finish(_context, sums, bias, out, stride, rows):  # type: ignore[no-untyped
             row = builder.mul(loop.index, _LINE)
             for part in range(2):
                 value = builder.fadd(at(builder, builder.add(sums_at, row), part * BYTES, _FLOATS), added[part])
-                bits = builder.bitcast(value, _INTS)
-                odd = builder.and_(builder.lshr(bits, everywhere(_INTS, 16)), everywhere(_INTS, 1))
-                rounded = builder.lshr(builder.add(builder.add(bits, odd), everywhere(_INTS, 0x7FFF)), everywhere(_INTS, 16))
-                kept = builder.select(builder.fcmp_unordered("uno", value, value), everywhere(_INTS, 0x7FC0), rounded)
-                short = builder.trunc(kept, ir.VectorType(_I16, COLUMNS))
-                put(builder, short, builder.add(out_at, builder.mul(loop.index, step)), part * 32, 2)
+                write(builder, value, builder.add(out_at, builder.mul(loop.index, step)), part * 32, True)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.int64, types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def _finish_gated(_context, sums, bias, out, stride, rows):  # type: ignore[no-untyped-def]
+    """out bfloat16 [rows, 16] = silu(gate) * up, where sums + bias are [gate and up, 16, 16]; the rest as in _finish."""
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        sums_at, bias_at, out_at, step, number = arguments
+        added = [at(builder, bias_at, part * 64, _FLOATS) for part in range(2)]
+        with cgutils.for_range(builder, number) as loop:
+            row = builder.add(sums_at, builder.mul(loop.index, _LINE))
+            gate, up = (builder.fadd(at(builder, row, part * BYTES, _FLOATS), added[part]) for part in range(2))
+            write(builder, silu_times(builder, gate, up), builder.add(out_at, builder.mul(loop.index, step)), 0, True)
         return ir.Constant(_I64, 0)
 
     return types.int64(types.int64, types.int64, types.int64, types.int64, types.int64), code
@@ -162,8 +173,8 @@ def _lay_out(x_at, tiles_at, first, end, inputs, steps, blocks, at_once):  # typ
                     tile[i] = rest[i] if (begin + whole) * 32 + i < inputs else np.uint16(0)
 
 
-def product(cache: bool) -> Any:
-    """out = x @ weights.T + bias, all bfloat16.
+def product(gated: bool, cache: bool) -> Any:
+    """out = x @ weights.T + bias, all bfloat16; if gated, silu of its first half times its second.
 
     Each thread has panels of its own, and takes those that others have left when it is done, so that a thread that another process holds up
     does not hold up the rest.
@@ -175,9 +186,10 @@ def product(cache: bool) -> Any:
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         rows, inputs, outputs, threads, me = a[ROWS], a[INPUTS], a[OUTPUTS], a[THREADS], thread_number()
         steps, blocks, panels = (inputs + depth - 1) // depth, (rows + 15) // 16, (outputs + panel - 1) // panel
-        out = carray(pointer(a[OUT]), (rows * outputs,), np.uint16)
         bias = carray(pointer(a[BIAS]), (outputs,), np.uint16)
         has_bias = a[BIAS] != 0
+        half = outputs // 2
+        out = carray(pointer(a[OUT]), (rows * outputs,), np.uint16)
         pairs = (blocks + 1) // 2
         at_once = (steps + steps // chunk_steps) // (steps // chunk_steps + 1) if pairs > 1 else steps
         sums_bytes = most_panels * (blocks + 1) * 2 * tile_bytes
@@ -210,7 +222,7 @@ def product(cache: bool) -> Any:
                         width = min(panel, outputs - p * panel)
                         if has_bias:
                             for j in range(width):
-                                added[j] = widen(bias[p * panel + j])
+                                added[j] = widen(bias[p * 16 + j % 16 + j // 16 * half] if gated else bias[p * panel + j])
                         for pair in range(pairs):
                             here = x_at + (step * blocks + 2 * pair * count) * tile_bytes
                             ahead = there + distance + pair * count * lines * 128
@@ -225,7 +237,10 @@ def product(cache: bool) -> Any:
                             for block in range(min(2, blocks - 2 * pair)):
                                 row = (2 * pair + block) * 16
                                 height = min(16, rows - row)
-                                if width == panel:
+                                if gated:
+                                    place = a[OUT] + (row * half + p * 16) * 2
+                                    _finish_gated(into + block * 2 * tile_bytes, added.ctypes.data, place, half * 2, height)
+                                elif width == panel:
                                     place = a[OUT] + (row * outputs + p * panel) * 2
                                     _finish(into + block * 2 * tile_bytes, added.ctypes.data, place, outputs * 2, height)
                                 else:
@@ -239,8 +254,11 @@ def product(cache: bool) -> Any:
     return kernel
 
 
-def packer(cache: bool) -> Any:
-    """weights bfloat16 [outputs, inputs] into panels. Arguments as above: X are the weights, OUT the panels."""
+def packer(gated: bool, cache: bool) -> Any:
+    """weights bfloat16 [outputs, inputs] into panels. Arguments as above: X are the weights, OUT the panels.
+
+    If gated, a panel has 16 outputs of the first half and the same of the second; their number is a multiple of 32.
+    """
     depth, panel, tile_bytes = DEPTH, PANEL, BYTES
 
     @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
@@ -251,7 +269,7 @@ def packer(cache: bool) -> Any:
         plain = carray(pointer(a[X]), (outputs, inputs), np.uint16)
         for p in range(panels * me // threads, panels * (me + 1) // threads):
             for part in range(2):
-                row = p * panel + part * 16
+                row = p * 16 + part * (outputs // 2) if gated else p * panel + part * 16
                 for step in range(steps):
                     tile_at = a[OUT] + ((p * steps + step) * 2 + part) * tile_bytes
                     if row + 16 <= outputs and (step + 1) * depth <= inputs:

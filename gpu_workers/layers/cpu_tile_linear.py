@@ -15,12 +15,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gpu_workers.layers.ops import Ops
+
 log = logging.getLogger(__name__)
 
 # A call's rows as tiles shall stay in the second cache beside the sums: so many bytes of them.
 ROWS_BYTES = 5 * 2**20
 # Each thread lays out all rows for itself up to so many numbers: less work than waiting for the others.
 ALONE = 2**15
+# Outputs of a gated product: a panel holds 16 gates beside what they are multiplied with.
+GATED_MULTIPLE = 32
 _COUNTER = 8  # int64 from one thread's counter to the next: a cache line
 
 
@@ -39,8 +43,9 @@ class TileProducts:
         self.kernels: Any = None
         self.counters = np.zeros(threads * _COUNTER, np.int64)
         self.configuration = np.empty(0, np.uint8)
-        self.product: Any = None
-        self.packer: Any = None
+        # By whether silu and gate are part of them.
+        self.products: dict[bool, Any] = {}
+        self.packers: dict[bool, Any] = {}
         self._scratch = np.empty(0, np.uint8)
         self._thread = threading.Thread(target=self._compile, name="compile-products", daemon=True)
         self._thread.start()
@@ -68,9 +73,9 @@ class TileProducts:
 
             self.kernels, self.configuration = kernels, cpu_tiles.configuration()
             try:
-                self.product, self.packer = kernels.product(True), kernels.packer(True)
+                self._build(True)
             except RuntimeError:  # numba found no directory for its cache
-                self.product, self.packer = kernels.product(False), kernels.packer(False)
+                self._build(False)
         except Exception as error:
             # Whatever numba or a missing libgomp may raise: torch computes the same, more slowly.
             log.warning("matrix products stay with torch: %s: %s", type(error).__name__, error)
@@ -78,12 +83,20 @@ class TileProducts:
         self.ready = True
         log.debug("matrix products compiled in %.1f s", time.monotonic() - began)
 
+    def _build(self, cache: bool) -> None:
+        for gated in (False, True):
+            self.products[gated] = self.kernels.product(gated, cache)
+            self.packers[gated] = self.kernels.packer(gated, cache)
+
 
 class TileLinear:
-    """A linear whose weight [out, in] is packed as soon as the kernels are there (`weight` is None from then on)."""
+    """A linear whose weight [out, in] is packed as soon as the kernels are there (`weight` is None from then on).
 
-    def __init__(self, products: TileProducts, weight: torch.Tensor) -> None:
-        self._products = products
+    gated: it gives silu(first half of the outputs) * second half; out is a multiple of GATED_MULTIPLE then.
+    """
+
+    def __init__(self, products: TileProducts, weight: torch.Tensor, gated: bool = False) -> None:
+        self._products, self._gated = products, gated
         self.weight: torch.Tensor | None = weight
         self._outputs, self._inputs = weight.shape
         self._panels = np.empty(0, np.uint8)
@@ -95,18 +108,20 @@ class TileLinear:
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.weight is not None:
             if not self._products.ready:
-                return F.linear(x, self.weight, bias)
+                plain = F.linear(x, self.weight, bias)
+                return Ops().gated(plain, "silu") if self._gated else plain
             self._pack(self.weight)
         x = x.contiguous()
         rows = x.shape[0]
-        out = torch.empty(rows, self._outputs, dtype=x.dtype)
+        width = self._outputs // 2 if self._gated else self._outputs
+        out = torch.empty(rows, width, dtype=x.dtype)
         a, places = self._arguments, self._products.kernels
         threads = min(self._products.threads, torch.get_num_threads())
         a[places.BIAS], a[places.THREADS] = 0 if bias is None else bias.data_ptr(), threads
         at_once = max(32, ROWS_BYTES // (2 * self._inputs) // 32 * 32)
         for first in range(0, rows, at_once):
             count = min(at_once, rows - first)
-            a[places.X], a[places.OUT] = x.data_ptr() + first * self._inputs * 2, out.data_ptr() + first * self._outputs * 2
+            a[places.X], a[places.OUT] = x.data_ptr() + first * self._inputs * 2, out.data_ptr() + first * width * 2
             self._multiply(count, threads)
         return out
 
@@ -128,7 +143,7 @@ class TileLinear:
         # numpy asks for huge pages, which spare the CPU most misses in its page table.
         self._panels = np.empty(places.packed_bytes(self._outputs, self._inputs), np.uint8)
         a[places.X], a[places.OUT] = plain.data_ptr(), self._panels.ctypes.data
-        run(products.packer, a, products.threads)
+        run(products.packers[self._gated], a, products.threads)
         a[places.WEIGHTS], a[places.COUNTERS] = self._panels.ctypes.data, products.counters.ctypes.data
         a[places.CONFIGURATION] = products.configuration.ctypes.data
-        self._arguments, self._launch, self.weight = a, launcher(products.product, a), None
+        self._arguments, self._launch, self.weight = a, launcher(products.products[self._gated], a), None

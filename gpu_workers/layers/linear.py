@@ -11,6 +11,7 @@ import torch
 
 from gpu_workers.collectives import Collectives
 from gpu_workers.device import Device
+from gpu_workers.layers.ops import Ops
 from gpu_workers.quantization.method import LinearMethod, Shard
 from gpu_workers.weights.part import Part
 
@@ -30,6 +31,10 @@ class ColumnParallelLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.method.apply(x)
+
+    def gated(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """activation(gate) * up, of a layer whose outputs are these two."""
+        return self.method.apply_gated(x, ops)
 
 
 class RowParallelLinear(ColumnParallelLinear):

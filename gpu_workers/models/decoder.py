@@ -33,10 +33,11 @@ class Build:
     ops: Ops
     quantization: str
 
-    def method(self) -> LinearMethod:
+    def method(self, activation: str = "") -> LinearMethod:
+        """activation: of a layer whose outputs are gate and up."""
         if self.quantization == "none":
-            return Unquantized(self.dtype, self.device)
-        return WeightOnly(self.quantization, self.dtype, self.device)
+            return Unquantized(self.dtype, self.device, activation)
+        return WeightOnly(self.quantization, self.dtype, self.device, activation)
 
     def head_method(self) -> Unquantized:
         """The head decides between tokens that are close to each other: it gets no less than 8 bits."""
@@ -119,10 +120,12 @@ class MLP:
     def __init__(self, build: Build, index: int) -> None:
         spec, name = build.spec, f"layers.{index}"
         gate_up = [(f"{name}.{part}", spec.intermediate_size, spec.mlp_bias) for part in ("gate", "up")]
-        self.gate_up = ColumnParallelLinear(build.method(), column_shards(gate_up, spec.hidden_size, build.ranks, "intermediate_size"))
+        self.gate_up = ColumnParallelLinear(
+            build.method(spec.activation), column_shards(gate_up, spec.hidden_size, build.ranks, "intermediate_size")
+        )
         down = row_shard(f"{name}.down", spec.hidden_size, spec.intermediate_size, spec.mlp_bias, build.ranks, "intermediate_size")
         self.down = RowParallelLinear(build.method(), down, build.ranks)
-        self._activation, self._ops = spec.activation, build.ops
+        self._ops = build.ops
 
     def parts(self) -> Iterator[Part]:
         yield from self.gate_up.parts()
@@ -133,7 +136,7 @@ class MLP:
         self.down.process(device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(self._ops.gated(self.gate_up(x), self._activation))
+        return self.down(self.gate_up.gated(x, self._ops))
 
 
 class DecoderLayer:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from gpu_workers.device import Device
+from gpu_workers.layers.ops import Ops
 from gpu_workers.weights.part import Part
 
 
@@ -51,4 +52,8 @@ class LinearMethod(Protocol):
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] to [T, out]."""
+        ...
+
+    def apply_gated(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """x [T, in] to activation(gate) * up [T, out / 2] of a layer whose outputs are gate and up."""
         ...

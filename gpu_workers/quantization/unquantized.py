@@ -9,18 +9,23 @@ import torch.nn.functional as F
 
 from gpu_workers.device import Device
 from gpu_workers.device.base import PackedLinear
+from gpu_workers.layers.ops import Ops
 from gpu_workers.quantization.method import Shard
 from gpu_workers.weights.part import Part
 
 
 class Unquantized:
-    """weight [out, in] and bias [out] or None, of all shards below one another; the weight is dropped once it is packed."""
+    """weight [out, in] and bias [out] or None, of all shards below one another; the weight is dropped once it is packed.
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._device = dtype, device
+    activation: of a layer that only `apply_gated` is used of, else "".
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, activation: str = "") -> None:
+        self._dtype, self._device, self._activation = dtype, device, activation
         self._weight: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
         self._packed: PackedLinear | None = None
+        self._gated: PackedLinear | None = None
 
     def load(self, shards: Sequence[Shard]) -> Iterator[Part]:
         outputs = sum(shard.outputs for shard in shards)
@@ -39,8 +44,11 @@ class Unquantized:
 
     def process(self, device: Device) -> None:
         assert self._weight is not None
-        self._packed = device.pack_linear(self._weight)
-        if self._packed is not None:
+        if self._activation:
+            self._gated = device.pack_gated(self._weight, self._activation)
+        if self._gated is None:
+            self._packed = device.pack_linear(self._weight)
+        if self._gated is not None or self._packed is not None:
             self._weight = None
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,3 +56,6 @@ class Unquantized:
             return self._packed(x, self._bias)
         assert self._weight is not None
         return F.linear(x, self._weight, self._bias)
+
+    def apply_gated(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        return ops.gated(self.apply(x), self._activation) if self._gated is None else self._gated(x, self._bias)

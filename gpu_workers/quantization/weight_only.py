@@ -11,8 +11,8 @@ from gpu_workers.quantization.unquantized import Unquantized
 class WeightOnly(Unquantized):
     """name: int8 or int4. The floating-point weight is dropped once it is rounded, unless an embedding still holds it."""
 
-    def __init__(self, name: str, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(dtype, device)
+    def __init__(self, name: str, dtype: torch.dtype, device: torch.device, activation: str = "") -> None:
+        super().__init__(dtype, device, activation)
         self._name = name
 
     def process(self, device: Device) -> None:

@@ -147,3 +147,18 @@ def test_a_nan_on_tiles_stays_in_its_row(tiles: TileProducts) -> None:
     assert broken[3].isnan().all()
     assert torch.equal(torch.cat((broken[:3], broken[4:])), torch.cat((clean[:3], clean[4:])))
     assert torch.equal(linear(x[:3], None), clean[:3])
+
+
+@pytest.mark.parametrize("size", [(32, 70), (96, 96), (192, 2048)], ids=str)
+def test_gated_products_on_tiles(tiles: TileProducts, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(size).bfloat16(), torch.randn(size[0]).bfloat16()
+    linear = TileLinear(tiles, weight, gated=True)
+    for rows in (1, 16, 17, 40, 65):
+        # Gates from far below zero to far above.
+        x = torch.randn(rows, size[1]).bfloat16() * 4
+        for added in (None, bias):
+            wanted = x.double() @ weight.double().T + (0 if added is None else added.double())
+            gate, up = wanted.chunk(2, dim=-1)
+            wanted = torch.nn.functional.silu(gate) * up
+            assert ((linear(x, added).double() - wanted).abs().max() / wanted.abs().max()) < 5e-3, rows
