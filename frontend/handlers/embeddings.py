@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from frontend import vectors
+from frontend import conversation, vectors
 from frontend.body import decoder, read_json
 from frontend.generation import json_answer
 from frontend.preparation import Truncation
 from frontend.schemas.embeddings import EmbeddingRequest
 from frontend.schemas.numbers import integer
+from frontend.tools import NO_TOOLS
+from frontend.vector_bytes import packed
 from frontend.vectors import VectorStream
 
 if TYPE_CHECKING:
@@ -32,9 +34,14 @@ async def create(app: App, request: web.BaseRequest) -> web.Response:
     dimensions = body.length
     vectors.check_dimensions(dimensions, app.spec.model.hidden_size)
     identity = body.request_id or f"embd-{secrets.token_hex(14)}"
+    inputs: list[str | list[int]]
+    if body.messages:
+        inputs = [(await conversation.render(app.client, body.conversation(), NO_TOOLS))[1]]
+    else:
+        inputs = body.prompts(app.server_config.max_embedding_inputs)
     streams = await compute(
         app,
-        body.prompts(app.server_config.max_embedding_inputs),
+        inputs,
         identity,
         arrival_ns,
         truncation=body.truncation(),
@@ -46,7 +53,9 @@ async def create(app: App, request: web.BaseRequest) -> web.Response:
     data: list[dict[str, Any]] = []
     for index, stream in enumerate(streams):
         vector = vectors.finish(stream.vector, dimensions, body.normalized)
-        shown = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
+        shown: str | list[float] = vector.tolist()
+        if body.encoding_format == "base64":
+            shown = base64.b64encode(packed(vector, body.embed_dtype or "float32", body.endianness or "native")).decode()
         data.append({"object": "embedding", "index": index, "embedding": shown})
     count = count_tokens(streams)
     usage = {"prompt_tokens": count, "total_tokens": count}

@@ -12,6 +12,8 @@ import ollama
 import openai
 import pytest
 
+from frontend.tokenizer import Tokenizer
+from frontend.vector_bytes import DTYPES, ENDIANNESS, packed
 from ipc.arena import Stat
 from tests.api.server import DEMO, ApiServer
 from tests.fakes import toy_vector
@@ -66,6 +68,28 @@ def test_formats_and_dimensions(server: ApiServer, client: openai.OpenAI) -> Non
     assert plain == toy_vector(np.array(ids), HIDDEN).tolist()
 
 
+def test_a_conversation(server: ApiServer) -> None:
+    tokenizer = Tokenizer.load(str(DEMO))
+    talk = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi <|im_end|>"}]
+    for more in ({}, {"add_generation_prompt": True}, {"continue_final_message": True}):
+        status, answer = server.post("/v1/embeddings", {"messages": talk, "normalize": False, **more})
+        ids = tokenizer.encode_messages(talk, **{"add_generation_prompt": False, **more})[1]
+        assert status == 200 and answer["usage"]["prompt_tokens"] == len(ids)
+        [entry] = answer["data"]
+        assert entry["embedding"] == toy_vector(np.array(ids), HIDDEN).tolist()
+
+
+def test_number_formats_of_base64(server: ApiServer) -> None:
+    ids = [300, 17, 300, 41]
+    whole = np.array(server.post("/v1/embeddings", {"input": ids})[1]["data"][0]["embedding"], np.float32)
+    for dtype in DTYPES:
+        for endianness in (None, *ENDIANNESS):
+            body = {"input": ids, "encoding_format": "base64", "embed_dtype": dtype, "endianness": endianness}
+            raw = base64.b64decode(server.post("/v1/embeddings", body)[1]["data"][0]["embedding"])
+            assert raw == packed(whole, dtype, endianness or "native")
+    assert server.post("/v1/embeddings", {"input": ids, "embed_dtype": "float16"})[1]["data"][0]["embedding"] == whole.tolist()
+
+
 def test_truncation_and_counters(server: ApiServer) -> None:
     before = server.stat(Stat.EMBEDDINGS)
     body = {"input": [list(range(100, 150))], "truncate_prompt_tokens": 3, "normalize": False}
@@ -100,7 +124,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": "a", "priority": 3}, "priority"),
     ({"input": "a", "cache_salt": ""}, "cache_salt"),
     ({"input": "a", "messages": [{"role": "user", "content": "x"}]}, "messages"),
-    ({"input": "a", "embed_dtype": "float16"}, "embed_dtype"),
+    ({"input": "a", "embed_dtype": "int8"}, "embed_dtype"),
+    ({"input": "a", "endianness": "middle"}, "endianness"),
+    ({"input": "a", "padding": True}, "padding"),
+    ({"messages": []}, "input"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "x"}], "chat_template": "{{ 1 }}"}, "chat_template"),
+    ({"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
+    (
+        {"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": True, "continue_final_message": True},
+        "continue_final_message",
+    ),
     ({"input": "a", "normalize": True, "use_activation": False}, "normalize"),
     ({"input": "a", "timeout": 0}, "timeout"),
 ]
