@@ -255,6 +255,28 @@ async def async_tools(target: Target) -> None:
     check_arguments(json.loads((answer.choices[0].message.tool_calls or [])[0].function.arguments))
 
 
+@cell("openai (async)", COMPLETIONS, "answer")
+async def async_text(target: Target) -> None:
+    async with async_client(target) as api:
+        answer = await api.completions.create(**TEXT)
+    assert answer.choices[0].text == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
+
+
+@cell("openai (async)", COMPLETIONS, "stream")
+async def async_text_stream(target: Target) -> None:
+    async with async_client(target) as api:
+        pieces = [chunk.choices[0].text async for chunk in await api.completions.create(**TEXT, stream=True)]
+    assert "".join(pieces) == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
+
+
+@cell("openai (async)", RESPONSES, "stream")
+async def async_response_stream(target: Target) -> None:
+    async with async_client(target) as api:
+        stream = await api.responses.create(model=MODEL, input=QUESTION, max_output_tokens=24, temperature=0, store=False, stream=True)
+        pieces = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == expected_response(target)
+
+
 @cell("openai (async)", CHAT, "structured output")
 async def async_parse(target: Target) -> None:
     async with async_client(target) as api:

@@ -31,7 +31,7 @@ from tests.clients.cells import (
     check_arguments,
     check_vectors,
 )
-from tests.clients.openai_cells import CHAT, COMPLETIONS, TEXT, client, expected_chat, expected_vectors
+from tests.clients.openai_cells import CHAT, COMPLETIONS, RESPONSES, TEXT, client, expected_chat, expected_response, expected_vectors
 
 MESSAGES = "/v1/messages"
 
@@ -68,6 +68,16 @@ def message_tools(target: Target) -> None:
     answer = api.messages.create(model=MODEL, messages=ASK, max_tokens=100, **more)
     [call] = [block for block in answer.content if block.type == "tool_use"]
     assert answer.stop_reason == "tool_use" and call.name == "add"
+    check_arguments(dict(call.input))
+
+
+@cell("anthropic", MESSAGES, "streamed tools")
+def message_stream_tools(target: Target) -> None:
+    tool: Any = {"name": "add", "description": ADD["description"], "input_schema": ADD["parameters"]}
+    more: Any = {"tools": [tool], "tool_choice": {"type": "tool", "name": "add"}, "extra_body": {"temperature": 0}}
+    with claude(target).messages.stream(model=MODEL, messages=ASK, max_tokens=100, **more) as stream:
+        answer = stream.get_final_message()
+    [call] = [block for block in answer.content if block.type == "tool_use"]
     check_arguments(dict(call.input))
 
 
@@ -133,6 +143,14 @@ def ollama_tools(target: Target) -> None:
     assert "5" in answer.message.tool_calls[0].function.arguments["expression"]
 
 
+@cell("ollama", "/api/chat", "streamed tools")
+def ollama_stream_tools(target: Target) -> None:
+    said = [{"role": "user", "content": "What is 5 + 7?"}]
+    pieces = list(llama(target).chat(MODEL, said, tools=[CALCULATOR], options={"num_predict": 100, "temperature": 0}, stream=True))
+    [call] = [call for piece in pieces for call in piece.message.tool_calls or []]
+    assert call.function.name == "calculator" and "5" in call.function.arguments["expression"]
+
+
 @cell("ollama", "/api/chat", "structured output")
 def ollama_format(target: Target) -> None:
     answer = llama(target).chat(MODEL, USER, format=Item.model_json_schema(), options={"num_predict": 60})
@@ -150,6 +168,30 @@ def ollama_errors(target: Target) -> None:
 def ollama_generate(target: Target) -> None:
     answer = llama(target).generate(MODEL, TEXT["prompt"], raw=True, options=OPTIONS)
     assert answer.response == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
+
+
+@cell("ollama", "/api/generate", "stream")
+def ollama_generate_stream(target: Target) -> None:
+    pieces = list(llama(target).generate(MODEL, TEXT["prompt"], raw=True, options=OPTIONS, stream=True))
+    assert "".join(each.response or "" for each in pieces) == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"] and pieces[-1].done
+
+
+@cell("ollama", "/api/generate", "context")
+def ollama_context(target: Target) -> None:
+    """The next turn by `context` is the next turn by messages."""
+    api = llama(target)
+    first = api.generate(MODEL, QUESTION, options=OPTIONS | {"num_predict": 100})
+    assert first.response == api.chat(MODEL, USER, options=OPTIONS | {"num_predict": 100}).message.content and first.done_reason == "stop"
+    second = api.generate(MODEL, "Again.", context=first.context, options=OPTIONS)
+    talk = [*USER, {"role": "assistant", "content": first.response}, {"role": "user", "content": "Again."}]
+    assert second.response == api.chat(MODEL, talk, options=OPTIONS).message.content
+
+
+@cell("ollama", "/api/generate", "errors")
+def ollama_generate_errors(target: Target) -> None:
+    with pytest.raises(ollama.ResponseError) as caught:
+        llama(target).generate(MODEL, QUESTION, context=[10**6])
+    assert caught.value.status_code == 400 and "context" in caught.value.error
 
 
 @cell("ollama", "/api/embed", "answer")
@@ -194,6 +236,33 @@ def chain_tools(target: Target) -> None:
     [call, *_] = chain(target, **LONG).bind_tools([TOOL], tool_choice="any").invoke(TASK).tool_calls
     assert call["name"] == "add"
     check_arguments(call["args"])
+
+
+@cell("langchain-openai", CHAT, "streamed tools")
+def chain_stream_tools(target: Target) -> None:
+    whole: Any = None
+    for piece in chain(target, **LONG).bind_tools([TOOL], tool_choice="any", parallel_tool_calls=False).stream(TASK):
+        whole = piece if whole is None else whole + piece
+    [call] = whole.tool_calls
+    check_arguments(call["args"])
+
+
+@cell("langchain-openai", RESPONSES, "answer")
+def chain_response(target: Target) -> None:
+    answer = chain(target, use_responses_api=True, **SETTINGS).invoke(QUESTION)
+    assert answer.text == expected_response(target) and answer.usage_metadata is not None
+
+
+@cell("langchain-openai", RESPONSES, "stream")
+def chain_response_stream(target: Target) -> None:
+    pieces = [chunk.text for chunk in chain(target, use_responses_api=True, **SETTINGS).stream(QUESTION)]
+    assert "".join(map(str, pieces)) == expected_response(target) and len(pieces) > 4
+
+
+@cell("langchain-openai", COMPLETIONS, "answer")
+def chain_text(target: Target) -> None:
+    made = target.client(langchain_openai.OpenAI, base_url=target.v1, api_key="none", model=MODEL, max_retries=0, **SETTINGS)
+    assert made.invoke(TEXT["prompt"]) == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
 
 
 @cell("langchain-openai", CHAT, "structured output")
@@ -260,6 +329,56 @@ def lite_errors(target: Target) -> None:
     assert caught.value.status_code == 400 and "temperature" in str(caught.value)
 
 
+@cell("litellm", CHAT, "streamed tools")
+def lite_stream_tools(target: Target) -> None:
+    pieces = list(lite(target, messages=ASK, tools=[TOOL], tool_choice="required", parallel_tool_calls=False, stream=True, **LONG))
+    [call] = litellm.stream_chunk_builder(pieces).choices[0].message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    check_arguments({name: arguments[name] for name in ("a", "b")})
+
+
+@cell("litellm", COMPLETIONS, "answer")
+def lite_text(target: Target) -> None:
+    made = litellm.text_completion(
+        model=f"text-completion-openai/{MODEL}", api_base=target.v1, api_key="none", prompt=TEXT["prompt"], num_retries=0, **SETTINGS
+    )
+    assert made.choices[0].text == target.plain(COMPLETIONS, TEXT)["choices"][0]["text"]
+
+
+def lite_responses(target: Target, **more: Any) -> Any:
+    given = {"input": QUESTION, "max_output_tokens": 24, "temperature": 0, **more}
+    return litellm.responses(model=f"openai/{MODEL}", api_base=target.v1, api_key="none", num_retries=0, **given)
+
+
+@cell("litellm", RESPONSES, "answer")
+def lite_response(target: Target) -> None:
+    answer = lite_responses(target)
+    said = "".join(part.text for item in answer.output if item.type == "message" for part in item.content)
+    assert said == expected_response(target) and answer.usage.output_tokens > 0
+
+
+@cell("litellm", RESPONSES, "stream")
+def lite_response_stream(target: Target) -> None:
+    """It asks for the whole answer and cuts it itself, for models that it does not know."""
+    pieces = [event.delta for event in lite_responses(target, stream=True) if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == expected_response(target)
+
+
+@cell("litellm", RESPONSES, "tools")
+def lite_response_tools(target: Target) -> None:
+    tools = [{"type": "function", "strict": True, **ADD}]
+    answer = lite_responses(target, input=TASK, tools=tools, tool_choice="required", max_output_tokens=100)
+    [call, *_] = [item for item in answer.output if item.type == "function_call"]
+    check_arguments(json.loads(call.arguments))
+
+
+@cell("litellm", RESPONSES, "errors")
+def lite_response_errors(target: Target) -> None:
+    with pytest.raises(litellm.BadRequestError) as caught:
+        lite_responses(target, temperature=9)
+    assert caught.value.status_code == 400 and "temperature" in str(caught.value)
+
+
 @cell("litellm", "/v1/embeddings", "answer")
 def lite_embeddings(target: Target) -> None:
     found = litellm.embedding(model=f"hosted_vllm/{MODEL}", api_base=target.v1, input=TEXTS)
@@ -270,6 +389,19 @@ def lite_embeddings(target: Target) -> None:
 def lite_claude(target: Target) -> None:
     answer = litellm.completion(model=f"anthropic/{MODEL}", api_base=target.url, api_key="none", messages=USER, num_retries=0, **SETTINGS)
     assert answer.choices[0].message.content == expected_chat(target)
+
+
+@cell("litellm", MESSAGES, "stream")
+def lite_claude_stream(target: Target) -> None:
+    model, more = f"anthropic/{MODEL}", {"num_retries": 0, "stream": True, **SETTINGS}
+    pieces = litellm.completion(model=model, api_base=target.url, api_key="none", messages=USER, **more)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected_chat(target)
+
+
+@cell("litellm", "/api/chat", "stream")
+def lite_ollama_stream(target: Target) -> None:
+    pieces = litellm.completion(model=f"ollama_chat/{MODEL}", api_base=target.url, messages=USER, num_retries=0, stream=True, **SETTINGS)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected_chat(target)
 
 
 @cell("litellm", "/api/chat", "answer")
