@@ -44,7 +44,7 @@ from gpu_workers.attention.cpu_attention import (
 )
 from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
 from gpu_workers.attention.cpu_tile_vectors import pair_values, score_tile, soften, turn_pairs, weigh_values
-from gpu_workers.device.cpu_native import as_float, barrier, narrow, pointer, signature, thread_number
+from gpu_workers.device.cpu_native import as_float, ask_for, barrier, narrow, pointer, signature, thread_number
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, configure, release
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
 
@@ -160,6 +160,16 @@ def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: 
                     known = min(keys_at_once, end - chunk)
                     # Two groups of 16 keys make the inner index of one product.
                     filled = (known + 2 * lanes - 1) // (2 * lanes) * 2
+                    # While this chunk is computed, memory brings the next: of this piece of work, else of the next one where that decodes.
+                    soon_row, soon_head, soon, soon_end = row, head, chunk + keys_at_once, end
+                    if soon >= end and item >= tile_items and item + 1 < min(start + portion, items):
+                        following = (item + 1 - tile_items) // kv_heads
+                        soon_row, soon_head = decode_row[following // split], (item + 1) % kv_heads
+                        soon, soon_end = part_first[following], part_end[following]
+                    for key in range(soon // lanes * lanes, min(soon + keys_at_once, soon_end), lanes):
+                        place = tables[soon_row, key // size] * block_bytes + soon_head * head_bytes + key % size * dim * 2
+                        ask_for(a[K_CACHE] + place, lanes * dim * 2)
+                        ask_for(a[V_CACHE] + place, lanes * dim * 2)
                     for group_of in range(filled):
                         key = chunk + group_of * lanes
                         # Where a product's second group is behind the last key it counts as zeros: any block will do.
