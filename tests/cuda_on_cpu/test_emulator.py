@@ -11,7 +11,7 @@ import torch
 from kernels_cuda.kernel import Kernel
 from kernels_cuda.launch import launch
 from tests.cuda_on_cpu.comparing import integers, nan, random
-from tests.cuda_on_cpu.emulator import EmulationError, emulated
+from tests.cuda_on_cpu.emulator import EmulationError, emulated, headers
 from tests.cuda_on_cpu.guarded import guarded
 
 PROBES = Path(__file__).parent / "probes"
@@ -21,6 +21,21 @@ def run(entry: str, threads: int, *args: object, grid: tuple[int, ...] = (1,), s
     with emulated(seed, PROBES):
         addresses = (arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args)
         launch(Kernel("probes.cu", entry), grid, (threads,), shared, *addresses)  # type: ignore[arg-type]
+
+
+def test_a_build_depends_on_the_headers_it_includes_and_on_no_other(tmp_path: Path) -> None:
+    """Those that others include too; the first folder that has one wins."""
+    edited, plain = tmp_path / "edited", tmp_path / "plain"
+    for folder in (edited, plain):
+        folder.mkdir()
+    (plain / "outer.cuh").write_text('#pragma once\n#include "inner.cuh"\n')
+    (plain / "inner.cuh").write_text("// as it is")
+    (plain / "unused.cuh").write_text("// not included")
+    source = '#include <cuda_fp16.h>\n#include "outer.cuh"\n'
+    assert headers(source, (edited, plain))[1:] == ["// as it is"]
+    (edited / "inner.cuh").write_text("// with a bug")
+    assert headers(source, (edited, plain))[1:] == ["// with a bug"]
+    assert headers("int x;", (edited, plain)) == []
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
