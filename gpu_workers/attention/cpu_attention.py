@@ -2,7 +2,8 @@
 
 Its threads first norm and turn the step's queries and keys and put keys and values into the cache. Then they share two kinds of work: a
 tile of a row's queries with one KV head (prefill), and a row's single query with one KV head (decode), whose keys are cut into parts
-when rows are few. All in float32. Reference: cpu_paged.py computes the same with torch; it serves while this is being compiled.
+when rows are few. All in float32, but for CPUs with a matrix unit (cpu_tile_kernel.py), which multiply in bfloat16. Reference:
+cpu_paged.py computes the same with torch; it serves while this is being compiled.
 """
 
 from __future__ import annotations

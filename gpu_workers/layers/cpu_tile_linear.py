@@ -19,7 +19,7 @@ from gpu_workers.layers.ops import Ops
 
 log = logging.getLogger(__name__)
 
-# A call's rows as tiles shall stay in the second cache beside the sums: so many bytes of them.
+# More rows than so many bytes take turns, which bounds the memory for their copy as tiles.
 ROWS_BYTES = 5 * 2**20
 # Each thread lays out all rows for itself up to so many numbers: less work than waiting for the others.
 ALONE = 2**15
