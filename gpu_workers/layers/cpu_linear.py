@@ -24,9 +24,13 @@ FORMATS = ("bfloat16", "int8", "int4")
 # Rows of a block, and how many inputs a turn of the inner loop takes: few rows need more sums side by side to keep the CPU busy.
 HEIGHTS = ((1, 4), (2, 2), (4, 2), (6, 2))
 # Inputs are filled up with zeros to a multiple of what a loop takes at once.
-MULTIPLE = {"bfloat16": 4, "int8": 4, "int4": GROUP}
+MULTIPLE = {"bfloat16": 4, "int8": GROUP, "int4": GROUP}
 # More rows than this take turns, which bounds the memory for their float32 copy.
 ROWS_AT_ONCE = 1026
+# From so many rows on, weights of few bits are multiplied by the matrix unit where the CPU has one; TILE_BYTES of rows at a time, which
+# shall stay in the second cache.
+TILE_ROWS = {"int8": 4, "int4": 4}
+TILE_BYTES = 2 * 2**20
 # Each thread lays out all rows for itself up to so many numbers: less work than waiting for the others.
 ALONE = 2**15
 # Threads take panels in portions: at least so many portions per thread, of at most so many panels.
@@ -44,6 +48,10 @@ class PanelProducts:
         self._formats = sorted(formats)
         self._products: dict[tuple[str, int], Any] = {}
         self._packers: dict[str, Any] = {}
+        # On tiles, by format: there are none without a matrix unit.
+        self.tiles: Any = None
+        self._tiled: dict[str, Any] = {}
+        self.configuration = np.empty(0, np.uint8)
         self._scratch = np.empty(0, np.uint8)
         self._thread = threading.Thread(target=self._compile, name="compile-products", daemon=True)
         if formats:
@@ -66,6 +74,12 @@ class PanelProducts:
         from gpu_workers.device.cpu_native import launcher
 
         return {height: launcher(self._products[name, height], arguments) for height, _ in HEIGHTS}
+
+    def tile_launcher(self, name: str, arguments: np.ndarray) -> Any:
+        """The kernel on tiles, or None."""
+        from gpu_workers.device.cpu_native import launcher
+
+        return launcher(self._tiled[name], arguments) if name in self._tiled else None
 
     def pack(self, name: str, arguments: np.ndarray) -> None:
         from gpu_workers.device.cpu_native import run
@@ -90,12 +104,19 @@ class PanelProducts:
         log.debug("matrix products compiled in %.1f s", time.monotonic() - began)
 
     def _build(self, cache: bool) -> None:
+        from gpu_workers.device import cpu_tiles
+
         kernels, bf16 = self.kernels, self.dtype == torch.bfloat16
         for name in self._formats:
             kind = kernels.KINDS[name]
             self._packers[name] = kernels.packer_int4(cache) if name == "int4" else kernels.packer(kind, cache)
             for height, unroll in HEIGHTS:
                 self._products[name, height] = kernels.product(kind, bf16, height, unroll, cache)
+        if bf16 and cpu_tiles.available():
+            from gpu_workers.layers import cpu_tile_rounded_kernels as tiles
+
+            self.tiles, self.configuration = tiles, cpu_tiles.configuration()
+            self._tiled = {name: tiles.product(kernels.KINDS[name], cache) for name in self._formats if name in TILE_ROWS}
 
 
 class PanelLinear:
@@ -108,6 +129,7 @@ class PanelLinear:
         self._panels = self._scales = np.empty(0)
         self._arguments = np.zeros(0, np.int64)
         self._launch: dict[int, Any] = {}
+        self._launch_tiles: Any = None
         if products.ready:
             self._pack()
 
@@ -124,11 +146,23 @@ class PanelLinear:
         a[places.BIAS], a[places.THREADS] = 0 if bias is None else bias.data_ptr(), threads
         portions = self._outputs // (threads * PORTIONS * self._products.kernels.PANEL)
         a[places.PORTION] = max(1, min(PORTION_MOST, portions))
-        for first in range(0, rows, ROWS_AT_ONCE):
-            count = min(ROWS_AT_ONCE, rows - first)
+        on_tiles = self._launch_tiles is not None and rows >= TILE_ROWS[self._name]
+        at_once = max(32, TILE_BYTES // (2 * self._inputs) // 32 * 32) if on_tiles else ROWS_AT_ONCE
+        for first in range(0, rows, at_once):
+            count = min(at_once, rows - first)
             a[places.X], a[places.OUT] = x.data_ptr() + first * self._inputs * size, out.data_ptr() + first * self._outputs * size
-            self._multiply(count, threads)
+            if on_tiles:
+                self._multiply_on_tiles(count, threads)
+            else:
+                self._multiply(count, threads)
         return out
+
+    def _multiply_on_tiles(self, rows: int, threads: int) -> None:
+        a, places, products = self._arguments, self._products.kernels, self._products
+        alone = threads == 1 or rows * self._inputs <= ALONE
+        a[places.ROWS], a[places.ALONE], a[places.COUNTER] = rows, alone, 0
+        a[places.SCRATCH] = products.scratch(products.tiles.scratch_bytes(rows, int(a[places.PADDED]), threads, alone))
+        self._launch_tiles(threads)
 
     def _multiply(self, rows: int, threads: int) -> None:
         a, places = self._arguments, self._products.kernels
@@ -160,4 +194,6 @@ class PanelLinear:
         if self._name == "int4":
             self._scales = np.empty(0)
         a[places.WEIGHTS], a[places.NEXT] = self._panels.ctypes.data, a.ctypes.data + places.COUNTER * a.itemsize
+        a[places.CONFIGURATION] = products.configuration.ctypes.data
         self._arguments, self._launch, self.weight = a, products.launchers(self._name, a), None
+        self._launch_tiles = products.tile_launcher(self._name, a)

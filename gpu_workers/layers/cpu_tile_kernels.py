@@ -50,7 +50,7 @@ def _sums_bytes(blocks: int) -> int:
 
 
 @intrinsic(prefer_literal=True)
-def _multiply(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, blocks):  # type: ignore[no-untyped-def]
+def multiply_blocks(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, blocks):  # type: ignore[no-untyped-def]
     """sums [blocks, 2, 16 rows, 16 outputs] += x [blocks, count tiles] . weights [count, 2 tiles]; from zero if `fresh`.
 
     x_stride: bytes from a block to the next. Each step asks for `pairs` times two lines of memory, one after the other from `ahead` on.
@@ -98,7 +98,7 @@ def _multiply(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, 
 
 
 @intrinsic
-def _finish(_context, sums, bias, out, stride, rows):  # type: ignore[no-untyped-def]
+def finish(_context, sums, bias, out, stride, rows):  # type: ignore[no-untyped-def]
     """out bfloat16 [rows, 32], rows `stride` bytes apart, = sums [2, 16, 16] + bias float32 [32]; to nearest even, a NaN stays one."""
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
@@ -116,7 +116,7 @@ def _finish(_context, sums, bias, out, stride, rows):  # type: ignore[no-untyped
 
 @intrinsic
 def _finish_gated(_context, sums, bias, out, stride, rows):  # type: ignore[no-untyped-def]
-    """out bfloat16 [rows, 16] = silu(gate) * up, where sums + bias are [gate and up, 16, 16]; the rest as in _finish."""
+    """out bfloat16 [rows, 16] = silu(gate) * up, where sums + bias are [gate and up, 16, 16]; the rest as in finish."""
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         sums_at, bias_at, out_at, step, number = arguments
@@ -156,7 +156,7 @@ def _copy_line(_context, source, target):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _lay_out(x_at, tiles_at, first, end, inputs, steps, blocks, at_once):  # type: ignore[no-untyped-def]
+def lay_out(x_at, tiles_at, first, end, inputs, steps, blocks, at_once):  # type: ignore[no-untyped-def]
     """Rows first .. end of x as tiles [chunk of steps, block, step, 16 rows, 32 inputs]. Rows that a block lacks stay what they are."""
     for row in range(first, end):
         for begin in range(0, steps, at_once):
@@ -199,9 +199,9 @@ def product(gated: bool, cache: bool) -> Any:
         if a[ALONE]:
             x_at += me * blocks * steps * tile_bytes
         if a[ALONE]:
-            _lay_out(a[X], x_at, 0, rows, inputs, steps, blocks, at_once)
+            lay_out(a[X], x_at, 0, rows, inputs, steps, blocks, at_once)
         else:
-            _lay_out(a[X], x_at, rows * me // threads, rows * (me + 1) // threads, inputs, steps, blocks, at_once)
+            lay_out(a[X], x_at, rows * me // threads, rows * (me + 1) // threads, inputs, steps, blocks, at_once)
             barrier()
         configure(a[CONFIGURATION])
         sums = carray(pointer(sums_at), (most_panels * (blocks + 1), 2, 16, 16), np.float32)
@@ -229,9 +229,9 @@ def product(gated: bool, cache: bool) -> Any:
                             slot = ((p - first) * pairs + pair) * 2 if at_once < steps else 0
                             into = sums_at + slot * 2 * tile_bytes
                             if 2 * pair + 1 < blocks:
-                                _multiply(here, count * tile_bytes, there, count, into, np.int64(step == 0), ahead, lines, 2)
+                                multiply_blocks(here, count * tile_bytes, there, count, into, np.int64(step == 0), ahead, lines, 2)
                             else:
-                                _multiply(here, count * tile_bytes, there, count, into, np.int64(step == 0), ahead, lines, 1)
+                                multiply_blocks(here, count * tile_bytes, there, count, into, np.int64(step == 0), ahead, lines, 1)
                             if step + count < steps:
                                 continue
                             for block in range(min(2, blocks - 2 * pair)):
@@ -242,7 +242,7 @@ def product(gated: bool, cache: bool) -> Any:
                                     _finish_gated(into + block * 2 * tile_bytes, added.ctypes.data, place, half * 2, height)
                                 elif width == panel:
                                     place = a[OUT] + (row * outputs + p * panel) * 2
-                                    _finish(into + block * 2 * tile_bytes, added.ctypes.data, place, outputs * 2, height)
+                                    finish(into + block * 2 * tile_bytes, added.ctypes.data, place, outputs * 2, height)
                                 else:
                                     for r in range(height):
                                         for j in range(width):

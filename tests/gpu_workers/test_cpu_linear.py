@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 
+from gpu_workers.layers import cpu_linear
 from gpu_workers.layers.cpu_linear import FORMATS, PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_tile_linear import TileLinear, TileProducts, supported
 from gpu_workers.quantization.rounding import BITS, Rounded, rounded
@@ -39,12 +40,29 @@ def held(name: str, weight: torch.Tensor) -> tuple[torch.Tensor | Rounded, torch
 def test_products(products: PanelProducts, name: str, size: tuple[int, int]) -> None:
     if name == "bfloat16" and products.dtype != torch.bfloat16:
         pytest.skip("plain weights have the activations' dtype")
+    check(products, name, size, ROWS)
+
+
+@pytest.mark.parametrize("least", [1, 10**6], ids=["on tiles", "without"])
+@pytest.mark.parametrize("size", [(33, 70), (96, 1100)], ids=str)
+@pytest.mark.parametrize("name", BITS)
+def test_few_bits_on_tiles_and_without(
+    products: PanelProducts, name: str, size: tuple[int, int], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a matrix unit the number of rows chooses the kernel; here each computes all of them."""
+    if not products.tiles:
+        pytest.skip("this CPU has no matrix unit, or it is not for this dtype")
+    monkeypatch.setattr(cpu_linear, "TILE_ROWS", dict.fromkeys(BITS, least))
+    check(products, name, size, (1, 5, 16, 33, 70))
+
+
+def check(products: PanelProducts, name: str, size: tuple[int, int], row_counts: Iterable[int]) -> None:
     torch.manual_seed(0)
     dtype = products.dtype
     weight, bias = torch.randn(size).to(dtype), torch.randn(size[0]).to(dtype)
     given, exact = held(name, weight)
     linear = PanelLinear(products, name, given)
-    for rows in ROWS:
+    for rows in row_counts:
         x = torch.randn(rows, size[1]).to(dtype)
         for added in (None, bias):
             wanted = x.double() @ exact.T + (0 if added is None else added.double())
