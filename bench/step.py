@@ -48,7 +48,7 @@ class Bench:
             tokens = rng.integers(0, 100_000, prompt + handle % BLOCK_SIZE, dtype=np.int32).tobytes()
             submit = Submit(handle, f"r{handle}", tokens, SamplingParams(max_tokens=None), 0, handle)
             assert self.scheduler.add(submit, f"frontend.{handle % frontends}.1", 0) is None
-        while len(self.scheduler.waiting) or self.scheduler._prefilling:
+        while len(self.scheduler.waiting) or self.scheduler.lifecycle.prefilling:
             self.turn()
         for _ in range(4):
             self.turn()

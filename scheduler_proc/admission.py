@@ -8,7 +8,10 @@ from ipc.config import StructuredOutputsConfig
 from ipc.errors import InvalidRequestError
 from ipc.grammar import Grammar
 from ipc.messages import Submit
-from scheduler_proc.request import Frontend
+from scheduler_proc import row_setup
+from scheduler_proc.frontends import Frontend
+from scheduler_proc.kv_manager import KVManager
+from scheduler_proc.request import Request
 
 _MAX_HANDLE = 2**32 - 1
 _INT64 = 2**63
@@ -61,6 +64,19 @@ def check_grammar(grammar: Grammar | None, settings: StructuredOutputsConfig) ->
         raise InvalidRequestError(
             f"{grammar.param} may have at most {settings.max_grammar_chars} characters, got {len(grammar.text)}", grammar.param
         )
+
+
+def check_size(request: Request, kv: KVManager, setup_capacity: int) -> None:
+    """Raise InvalidRequestError if the request could never be started: it has more tokens than blocks, or a setup larger than a plan's."""
+    least = request.num_prompt + (not request.pooling)
+    needed, total = kv.blocks_for(max(len(request.tokens), least)), kv.pool.num_blocks
+    if needed > total:
+        raise InvalidRequestError(
+            f"the prompt has {request.num_prompt} tokens and needs {needed} KV blocks of {kv.block_size}, the engine has {total}", "prompt"
+        )
+    request.setup_bytes = row_setup.size_without_history(request)
+    if row_setup.size(request, request.end) > row_setup.room(setup_capacity):
+        raise InvalidRequestError("the sampling parameters are too large together (bad_words, logit_bias)", "bad_words")
 
 
 def num_output(submit: Submit, max_model_len: int) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ipc.arena import F32, I32, I64, ResultColumns
 from ipc.messages import Embedding, Finished, Logprobs, PromptLogprobs, Tokens
-from scheduler_proc.request import Ending, Frontend, Request
+from scheduler_proc.frontends import Frontend
+from scheduler_proc.request import Ending, Request
 from scheduler_proc.rows import NO_LOGPROBS, Rows
 
 Emission = tuple[str, Tokens]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 import numpy as np
 
@@ -29,7 +31,8 @@ class DecodeSet(msgspec.Struct, gc=False, eq=False):
     """The rows that take one token each per step, grouped by frontend; valid until any row starts or stops decoding.
 
     rows int64[n], narrow: the same as int32, generations int64[n]: the rows' at the time. flags: RowFlag bits, int32[n] or the same for
-    all. bound: those under a grammar, in the order of rows. steps_left: how many plans until one of them reaches its limit.
+    all. bound: those under a grammar, in the order of rows. steps_left: how many plans until one of them reaches its limit. version:
+    Rows.version for which this holds.
     """
 
     rows: I64
@@ -39,6 +42,7 @@ class DecodeSet(msgspec.Struct, gc=False, eq=False):
     flags: I32 | int
     bound: list[Bound]
     steps_left: int
+    version: int
 
     @classmethod
     def of(cls, columns: Rows) -> DecodeSet:
@@ -52,7 +56,8 @@ class DecodeSet(msgspec.Struct, gc=False, eq=False):
         if constrained.any():
             flags = _DECODE | constrained * np.int32(RowFlag.GRAMMAR)
         bound = [bound_of(columns, row) for row in rows[constrained].tolist()]
-        return cls(rows, rows.astype(np.int32), columns.generation[rows], segments_of(rows, columns), flags, bound, left)
+        narrow, generations = rows.astype(np.int32), columns.generation[rows]
+        return cls(rows, narrow, generations, segments_of(rows, columns), flags, bound, left, columns.version)
 
 
 def bound_of(columns: Rows, row: int) -> Bound:
@@ -81,7 +86,7 @@ class Prefill(msgspec.Struct, gc=False, eq=False):
 
 
 class Flight(msgspec.Struct, gc=False, eq=False):
-    """One planned step. version: of the decoding rows when it was planned. has_last: some row got its last token planned.
+    """One planned step. has_last: some row got its last token planned.
 
     bound: the rows that sample under a grammar, in the plan's order. masks: the plan's column, masks[at] is bound[at]'s. awaited: whose
     mask is not in it yet, and its place there. follow: some were awaited when the plan's doorbell rang, and the workers have not been
@@ -89,14 +94,14 @@ class Flight(msgspec.Struct, gc=False, eq=False):
     """
 
     step: int
-    decodes: DecodeSet | None
-    prefills: list[Prefill]
-    version: int
-    has_last: bool
-    num_tokens: int
     masks: I32
-    bound: list[Bound]
-    awaited: dict[Constraint, int]
+    decodes: DecodeSet | None = None
+    prefills: list[Prefill] = []
+    bound: list[Bound] = []
+    awaited: dict[Constraint, int] = {}
+    has_last: bool = False
+    num_rows: int = 0
+    num_tokens: int = 0
     follow: bool = False
     num_vectors: int = 0
 
@@ -114,3 +119,43 @@ class Flight(msgspec.Struct, gc=False, eq=False):
         if at is not None:
             self.masks[at] = 0
             self.masks[at, 0] = _NOBODYS
+
+
+class Flights(deque[Flight]):
+    """The steps in flight, the oldest first: workers run them, and results come, in this order."""
+
+    def give(self, constraint: Constraint) -> None:
+        """Write the mask of the constraint's next token where it is awaited, if it is: the first such step samples that token."""
+        for flight in self:
+            if flight.give(constraint):
+                break
+
+    def forget(self, constraint: Constraint) -> None:
+        """The constraint's row has been taken from it."""
+        for flight in self:
+            flight.forget(constraint)
+
+    def masked(self) -> list[int]:
+        """Steps whose awaited masks are all there since the last call, in order: the workers may sample."""
+        steps = []
+        for flight in self:
+            if flight.awaited:
+                break
+            if flight.follow:
+                flight.follow = False
+                steps.append(flight.step)
+        return steps
+
+    def requests(self, rows: Rows) -> list[Request]:
+        """The requests that these steps compute and that are still in the row they had then, each once."""
+        found: dict[Request, None] = {}
+        for flight in self:
+            for prefill in flight.prefills:
+                if rows.generation[prefill.row] == prefill.generation:
+                    found[prefill.request] = None
+            if flight.decodes is not None:
+                for row, generation in zip(flight.decodes.rows.tolist(), flight.decodes.generations.tolist()):
+                    request = rows.requests[row]
+                    if request is not None and rows.generation[row] == generation:
+                        found[request] = None
+        return list(found)

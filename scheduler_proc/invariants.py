@@ -29,25 +29,27 @@ def _places(scheduler: Scheduler) -> None:
     assert len(waiting) == len(scheduler.waiting), "the queue miscounts"
     for request in running:
         assert request.status is Status.RUNNING, f"{request.request_id} runs as {request.status}"
-    held = list(scheduler._held)
+    held = list(scheduler.lifecycle.held)
     assert all(request.waiting_on for request in held) and not any(request.waiting_on for request in waiting), "held for nothing"
     waiting += held
     for request in waiting:
         assert request.status in (Status.WAITING, Status.PREEMPTED), f"{request.request_id} waits as {request.status}"
         assert request.row == -1 and request.node is None, f"{request.request_id} waits and holds something"
-    known = [request for frontend in scheduler._frontends.values() for request in frontend.requests.values()]
+    known = [request for frontend in scheduler.frontends for request in frontend.requests.values()]
     assert len({id(request) for request in running + waiting}) == len(running) + len(waiting), "a request is in two places"
     assert {id(request) for request in known} == {id(request) for request in running + waiting}, "a request is lost"
-    for frontend in scheduler._frontends.values():
+    for frontend in scheduler.frontends:
         assert frontend.request_ids == {request.request_id for request in frontend.requests.values()}
-        assert scheduler._by_number[frontend.number] is frontend
+        assert scheduler.frontends.by_number[frontend.number] is frontend
     unfinished = [request for request in running if scheduler.rows.num_scheduled[request.row] < request.target]
-    listed = scheduler._prefilling
+    listed = scheduler.lifecycle.prefilling
     assert {id(request) for request in listed} == {id(request) for request in unfinished}, "a wrong list of rows to compute"
     assert len({id(request) for request in listed}) == len(listed), "a row is to be computed twice"
     assert not any(request.waiting_on for request in listed), "a row is to be computed that waits"
     constrained = [request for request in running if request.constraint is not None]
-    assert scheduler._num_constrained == len(constrained) <= max(scheduler._dimensions.masks, 0), "rows under a grammar are miscounted"
+    assert scheduler.lifecycle.num_constrained == len(constrained) <= max(scheduler.dimensions.masks, 0), (
+        "rows under a grammar are miscounted"
+    )
 
 
 def _blocks(scheduler: Scheduler) -> None:
@@ -90,11 +92,11 @@ def _prefixes(scheduler: Scheduler) -> None:
 def _decodes(scheduler: Scheduler) -> None:
     """The cached set of decoding rows, if it is current, is what the columns say; steps in flight cover what is scheduled."""
     rows = scheduler.rows
-    if scheduler._decodes_version == scheduler._version:
-        assert set(scheduler._decodes.rows.tolist()) == set(np.flatnonzero(rows.decoding).tolist())
-        assert (rows.generation[scheduler._decodes.rows] == scheduler._decodes.generations).all()
+    if scheduler.planner.decodes.version == rows.version:
+        assert set(scheduler.planner.decodes.rows.tolist()) == set(np.flatnonzero(rows.decoding).tolist())
+        assert (rows.generation[scheduler.planner.decodes.rows] == scheduler.planner.decodes.generations).all()
     in_flight: dict[int, int] = {}
-    for flight in scheduler._flights:
+    for flight in scheduler.flights:
         for prefill in flight.prefills:
             if rows.generation[prefill.row] == prefill.generation:
                 in_flight[prefill.row] = in_flight.get(prefill.row, 0) + prefill.count
@@ -112,7 +114,7 @@ def _decodes(scheduler: Scheduler) -> None:
 def _masks(scheduler: Scheduler) -> None:
     """Steps await the masks that are not there, of rows that still sample in them, and no others."""
     coming: dict[int, list[bool]] = {}  # for each row under a grammar that samples in flight, step by step: is its mask awaited?
-    for flight in scheduler._flights:
+    for flight in scheduler.flights:
         fresh = [scheduler.rows.generation[each.row] == each.generation for each in flight.bound]
         for at, (each, is_fresh) in enumerate(zip(flight.bound, fresh)):
             if is_fresh:

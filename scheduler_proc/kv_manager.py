@@ -22,9 +22,14 @@ class KVManager:
 
     def __init__(self, num_blocks: int, block_size: int, secret: bytes, caching: bool) -> None:
         self.block_size = block_size
-        self.pool = BlockPool(num_blocks)
-        self.cache = PrefixCache(self.pool, secret)
         self.caching = caching
+        self._secret = secret
+        self.reset(num_blocks)
+
+    def reset(self, num_blocks: int) -> None:
+        """So many blocks, all of them empty. Only while no request holds any."""
+        self.pool = BlockPool(num_blocks)
+        self.cache = PrefixCache(self.pool, self._secret)
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

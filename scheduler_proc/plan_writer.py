@@ -16,7 +16,7 @@ class PlanWriter:
         self._num_token_ids = 0
         self._num_updates = 0
         self._setups: list[bytes] = []
-        self._setup_room = row_setup.room(len(out.setup))
+        self._setup_bytes = 0
 
     def decodes(self, narrow: I32, starts: I64, flags: I32 | int) -> None:
         """One token for each of these rows; must come first."""
@@ -50,11 +50,12 @@ class PlanWriter:
 
     def takes(self, num_blocks: int, setup_bytes: int) -> bool:
         """Whether a new request of this size still fits into this plan."""
-        return self._num_updates + num_blocks <= len(self._out.block_id) and setup_bytes <= self._setup_room
+        has_room = self._setup_bytes + setup_bytes <= row_setup.room(len(self._out.setup))
+        return has_room and self._num_updates + num_blocks <= len(self._out.block_id)
 
     def setup(self, encoded: bytes) -> None:
         self._setups.append(encoded)
-        self._setup_room -= len(encoded)
+        self._setup_bytes += len(encoded)
 
     def finish(self, step: int, num_masks: int, masks_follow: bool) -> None:
         """Write setup blob and header; the plan is complete then, but for its masks if they follow."""

@@ -10,6 +10,7 @@ from ipc.arena import I32
 from ipc.errors import IllegalTransitionError
 from ipc.messages import FinishReason, Submit
 from scheduler_proc.constraint import Constraint
+from scheduler_proc.frontends import Frontend
 from scheduler_proc.prefix_cache import RadixNode
 
 
@@ -28,18 +29,6 @@ _MAY_BECOME = {
     Status.PREEMPTED: {Status.RUNNING, Status.FINISHED},
     Status.FINISHED: set(),
 }
-
-
-class Frontend:
-    """One frontend process life: its requests by handle. `number` stands for it in columns."""
-
-    __slots__ = ("identity", "number", "request_ids", "requests")
-
-    def __init__(self, identity: str, number: int) -> None:
-        self.identity = identity
-        self.number = number
-        self.requests: dict[int, Request] = {}
-        self.request_ids: set[str] = set()
 
 
 class Request:

@@ -18,6 +18,7 @@ class Rows:
     so far. num_computed: tokens whose step has been applied. num_known: tokens whose id is known here (history[row, :num_known]).
     limit: num_scheduled beyond which nothing need be computed (end - 1). capacity: tokens the row's blocks hold.
     decoding: whether the next plan gives it one token, the one sampled last. constrained: whether it is under a grammar.
+    version: grows whenever a row starts or stops decoding.
     """
 
     def __init__(self, num_rows: int, max_model_len: int, blocks_per_row: int) -> None:
@@ -39,6 +40,7 @@ class Rows:
         self.block_table: I32 = np.empty((num_rows, blocks_per_row), np.int32)
         self.requests: list[Request | None] = [None] * num_rows
         self.num_logprobs_rows = 0
+        self.version = 0
         self._free = list(range(num_rows - 1, -1, -1))
 
     @property
@@ -64,6 +66,11 @@ class Rows:
         request.row, request.target = row, known
         return row
 
+    def set_decoding(self, rows: I64 | int, decoding: bool) -> None:
+        """These rows start or stop to take a token in every plan."""
+        self.decoding[rows] = decoding
+        self.version += 1
+
     def free(self, row: int) -> None:
         """Take the row from its request, whose tokens are its own again."""
         request = self.requests[row]
@@ -73,6 +80,7 @@ class Rows:
         self.requests[row] = None
         self.decoding[row] = False
         self.generation[row] += 1
+        self.version += 1
         if self.logprobs[row] != NO_LOGPROBS:
             self.logprobs[row] = NO_LOGPROBS
             self.num_logprobs_rows -= 1

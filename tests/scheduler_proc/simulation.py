@@ -18,7 +18,8 @@ from ipc.messages import Finished, FinishReason, PromptLogprobs, Refused, Submit
 from ipc.sampling_params import SamplingParams
 from scheduler_proc import row_setup
 from scheduler_proc.constraint import Answer, Order, Outcome
-from scheduler_proc.request import Frontend, Request
+from scheduler_proc.frontends import Frontend
+from scheduler_proc.request import Request
 from scheduler_proc.scheduler import Scheduler
 from tests.fakes import NextToken, PagedToy, hashed, next_allowed, small_model, toy_vector
 

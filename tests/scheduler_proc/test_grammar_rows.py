@@ -191,7 +191,7 @@ def test_lost_workers_and_preemption_cost_no_state() -> None:
             sim.submit([5, 6, 7, 8, at], max_tokens=20, seed=at, grammar=toy_grammar(*SETS * 3) if at % 3 else None)
         for turn in range(60):
             sim.turn()
-            waiting += sum(request.num_preemptions > 0 for request in sim.scheduler._held)
+            waiting += sum(request.num_preemptions > 0 for request in sim.scheduler.lifecycle.held)
             if turn in (9, 21):
                 sim.lose_workers()
         sim.run()

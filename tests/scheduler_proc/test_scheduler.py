@@ -9,8 +9,8 @@ import pytest
 from ipc.arena import PlanHeader, RowFlag, RowSetup
 from ipc.errors import IllegalTransitionError, ProtocolError
 from ipc.messages import FinishReason, RefuseCode
+from scheduler_proc.lifecycle import NOT_FINITE
 from scheduler_proc.request import Status
-from scheduler_proc.scheduler import NOT_FINITE
 from tests.scheduler_proc.simulation import EOS, FRONTEND, VOCAB, Simulation, ids, make_config
 
 
@@ -574,7 +574,7 @@ def test_a_request_that_kills_workers_is_isolated_and_failed() -> None:
     for _ in range(300):
         while sim.plan():
             pass
-        if any(request.seed == 66 for request in sim.scheduler._requests_in_flight()):
+        if any(request.seed == 66 for request in sim.scheduler.flights.requests(sim.scheduler.rows)):
             if deaths == 2:
                 assert sim.scheduler.num_running == 1, "the suspect does not run alone"
             deaths += 1

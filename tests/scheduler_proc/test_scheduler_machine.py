@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from ipc.messages import FinishReason
-from scheduler_proc.scheduler import NOT_FINITE
+from scheduler_proc.lifecycle import NOT_FINITE
 from tests.scheduler_proc.simulation import FRONTEND, Heard, Simulation, ids, make_config, toy_grammar
 
 # Few tokens, so that prefixes are shared and stop tokens are drawn often.
