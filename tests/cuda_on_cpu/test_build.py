@@ -22,6 +22,7 @@ from kernels_cuda.kernel import KNOWN, Source, defines
 
 compiles = pytest.mark.skipif(not nvrtc.available(), reason=f"NVRTC is not installed: {nvrtc.HOW_TO_INSTALL}")
 LOG = """\
+ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to a reason in the function 'bad'
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'good' for 'sm_90'
 ptxas info    : Function properties for good
@@ -36,10 +37,11 @@ ptxas info    : Used 255 registers, used 0 barriers
 
 def test_what_ptxas_says() -> None:
     found = parse_log(LOG)
-    assert found == {"good": Resources(168, 0, 0, 0, 512), "bad": Resources(255, 256, 8, 16, 0)}
+    assert found == {"good": Resources(168, 0, 0, 0, 512), "bad": Resources(255, 256, 8, 16, 0, "a reason")}
     assert found["good"].faults(168) == []
     assert found["good"].faults(167) == ["uses 168 registers, its budget is 167"]
-    assert [fault.split()[0] for fault in found["bad"].faults(255)] == ["spills", "has"]
+    assert [fault.split()[0] for fault in found["bad"].faults(255)] == ["spills", "has", "has"]
+    assert found["bad"].faults(255)[2] == "has its wgmma serialized by the compiler: a reason"
 
 
 @compiles

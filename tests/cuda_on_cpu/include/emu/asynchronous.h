@@ -2,14 +2,27 @@
 #pragma once
 
 namespace emu {
+inline bool in_dynamic_shared(const void* p) { return p >= dynamic_region && p < dynamic_region + DYNAMIC_REGION; }
 // The bytes arrive only when the thread waits for their group; until then the destination is NaN. Past from_bytes comes zero.
 inline void cp_async(void* to, const void* from, unsigned bytes, unsigned from_bytes) {
   if ((uintptr_t(to) | uintptr_t(from_bytes ? from : to)) % bytes) fail("cp.async: address not %u-byte aligned", bytes);
+  if (in_dynamic_shared(to) && arrivals[(static_cast<char*>(to) - dynamic_region) / 16].readers)
+    fail("cp.async to shared memory at byte %ld, which a wgmma under way may read", long(static_cast<char*>(to) - dynamic_shared()));
   writes(to, bytes);
   memset(to, POISON, bytes);
   self->copies.push_back({static_cast<char*>(to), static_cast<const char*>(from), bytes, from_bytes, self->group});
 }
 inline void cp_async_commit() { self->group++; }
+__attribute__((noinline)) inline void arrive(const PendingCopy& copy, size_t thread) {
+  memcpy(copy.to, copy.from, copy.from_bytes);
+  memset(copy.to + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
+  if (!in_dynamic_shared(copy.to)) return;
+  Arrival& arrival = arrivals[(copy.to - dynamic_region) / 16];
+  arrival.time = ++now;
+  arrival.writer = uint16_t(thread);
+}
+// Makes what came by cp.async visible to the asynchronous proxy, in which wgmma reads; see warpgroup.h.
+inline void fence_proxy_async() { self->fenced = ++now; }
 inline void cp_async_wait(int groups_left) {
   size_t kept = 0;
   for (auto& copy : self->copies) {
@@ -18,8 +31,7 @@ inline void cp_async_wait(int groups_left) {
       continue;
     }
     writes(copy.to, copy.bytes);
-    memcpy(copy.to, copy.from, copy.from_bytes);
-    memset(copy.to + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
+    arrive(copy, size_t(self - block.fibers.data()));
   }
   self->copies.resize(kept);
 }
@@ -47,11 +59,44 @@ inline void mbarrier_arrive(uint64_t* at, int bytes) {
   barrier->left--;
   mbarrier_complete(barrier);
 }
+// Copies whose arrival counts at an mbarrier. They come when somebody asks for its phase, and no sooner.
+struct Delivery {
+  uint64_t* at;
+  size_t thread;
+  std::vector<PendingCopy> copies;
+};
+inline std::vector<Delivery> deliveries;
+inline void start_copies() {
+  deliveries.clear();
+  memset(arrivals, 0, sizeof arrivals);
+}
+inline void cp_async_mbarrier_arrive(uint64_t* at) {
+  publish(at);
+  deliveries.push_back({at, size_t(self - block.fibers.data()), std::move(self->copies)});
+  self->copies.clear();
+}
+__attribute__((noinline)) inline void deliver(uint64_t* at) {
+  size_t kept = 0;
+  for (auto& delivery : deliveries) {
+    if (delivery.at != at) {
+      if (&deliveries[kept] != &delivery) deliveries[kept] = std::move(delivery);
+      kept++;
+      continue;
+    }
+    for (auto& copy : delivery.copies) arrive(copy, delivery.thread);
+    auto* barrier = reinterpret_cast<MBarrier*>(at);
+    barrier->left--;
+    mbarrier_complete(barrier);
+  }
+  deliveries.erase(deliveries.begin() + long(kept), deliveries.end());
+}
 inline void mbarrier_wait(uint64_t* at, int phase) {
   auto* barrier = reinterpret_cast<MBarrier*>(at);
+  deliver(at);
   for (long turns = 0; (barrier->bytes_and_phase & 1) == phase; turns++) {
-    if (turns > 1000000) fail("mbarrier: never completes");
+    if (turns > 20000) fail("mbarrier: never completes");
     next_fiber();
+    deliver(at);
   }
   observe(at);
 }

@@ -29,6 +29,10 @@ struct Fiber {
   bool done, blocked;
   const char* waits_at;
   int group;              // number of cp.async groups committed
+  long products;          // of wgmma, issued
+  int product_group;      // number of wgmma groups committed
+  bool registers_ordered; // by wgmma.fence, since the start or the last wait
+  uint32_t fenced;        // time of the last fence.proxy.async
   long barrier_result;
   std::vector<PendingCopy> copies;
   void* tsan;
@@ -185,6 +189,8 @@ inline void shuffle_threads(uint64_t seed) {
   for (unsigned u : at)
     for (unsigned i = u * unit; i < std::min(block.size, (u + 1) * unit); i++) block.order[filled++] = i;
 }
+inline void start_copies();       // asynchronous.h
+inline void start_warpgroups();   // warpgroup.h
 inline std::vector<char*> stacks;
 __attribute__((noinline)) inline void start_block(uint3 index, uint64_t seed) {
   block_index = index;
@@ -202,7 +208,10 @@ __attribute__((noinline)) inline void start_block(uint3 index, uint64_t seed) {
     fiber.lane = i % 32;
     fiber.warp = i / 32;
     fiber.done = fiber.blocked = false;
-    fiber.group = 0;
+    fiber.group = fiber.product_group = 0;
+    fiber.products = 0;
+    fiber.registers_ordered = false;
+    fiber.fenced = 0;
     fiber.copies.clear();
     fiber.thread = {i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y)};
     block.order[i] = i;
@@ -214,6 +223,8 @@ __attribute__((noinline)) inline void start_block(uint3 index, uint64_t seed) {
   }
   if (seed) shuffle_threads(seed);
   poison_shared();
+  start_copies();
+  start_warpgroups();
   block.at = 0;
   self = &block.fibers[block.order[0]];
 }

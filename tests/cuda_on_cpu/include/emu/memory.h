@@ -38,6 +38,14 @@ inline long stray_write() {
     if ((p < base || p >= base + dynamic_bytes) && static_cast<unsigned char>(*p) != POISON) return p - base;
   return LONG_MAX;
 }
+// What is known of 16 bytes of dynamic shared memory: when a cp.async last came there (0: never), by which thread, and how many wgmma under
+// way read them.
+struct Arrival {
+  uint32_t time;
+  uint16_t writer, readers;
+};
+inline Arrival arrivals[DYNAMIC_REGION / 16];
+inline uint32_t now = 0;
 inline bool in_dynamic_guard(const void* address) {
   const char* p = static_cast<const char*>(address);
   return p >= dynamic_region - PAGE && p < dynamic_region + DYNAMIC_REGION + PAGE;
