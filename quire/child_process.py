@@ -51,6 +51,7 @@ class Child:
     status: I64
     introduced: bool = False
     ready: bool = False
+    ready_since: float = 0.0
     drained: bool = False
     condemned: str = ""
     fatal: str = ""

@@ -1,4 +1,4 @@
-"""Starts an engine's processes, watches them, restarts what dies or hangs, and ends them in order.
+"""Starts an engine's processes, restarts what dies (what hangs is killed by `quire/watchdog.py`), and ends them in order.
 
 It owns what must outlive any one of them: the runtime directory, the listening socket, the arena, the death pipe. It runs on one event
 loop, in the main thread for `quire serve`, in a thread of its own for `LLM`; the kernel's parent-death signal follows that thread.
@@ -23,7 +23,7 @@ import msgspec
 import zmq
 
 from ipc import logs
-from ipc.arena import Arena, Dimensions, Stat
+from ipc.arena import Arena, Dimensions
 from ipc.channels import Channel
 from ipc.config import ChildSpec, Config, ModelInfo
 from ipc.errors import EngineDeadError
@@ -46,6 +46,7 @@ from quire import child_process
 from quire.child_process import Child
 from quire.runtime_dir import RuntimeDir
 from quire.systemd import Notifier
+from quire.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,6 @@ RESTART_WINDOW = 60.0
 STOP_SECONDS = 5.0
 # A failed start has nothing to lose; a child that reads weights would notice a Stop only much later.
 ABORT_SECONDS = 1.0
-TICK_SECONDS = 1.0
-# Runnable requests and ready workers, but no step for this long: the engine is stuck, however well all hearts beat.
-STALL_SECONDS = 600.0
 # A child's last message travels through ZeroMQ, its end through the kernel: the message may come second.
 LAST_WORDS_SECONDS = 0.5
 ADMIN_SECONDS = 5.0
@@ -103,8 +101,6 @@ class Supervisor:
         self._serving = False  # all were ready once
         self._draining = False
         self._ending = False
-        self._last_tick = 0.0
-        self._workers_ready_since = 0.0
         self._notifier = Notifier()
         self._runtime = RuntimeDir.create()
         try:
@@ -140,8 +136,8 @@ class Supervisor:
             self._context, f"ipc://{self.runtime_dir}/supervisor", ChildToSupervisor, 0
         )
         self._channel.attach(self._loop, self._on_message)
-        self._last_tick = time.monotonic()
-        self._ticker = self._loop.create_task(self._tick())
+        watchdog = Watchdog(self._children.values(), self.arena.status("scheduler"), self._notifier)
+        self._watching = self._loop.create_task(watchdog.run())
         self._start_workers()  # the slowest first
         self._start("scheduler", 0, self._scheduler_epoch)
         for index in range(self._config.parallel.frontends if self._listener is not None else 0):
@@ -172,8 +168,8 @@ class Supervisor:
             return
         self._ending = True
         self._notifier.send("STOPPING=1")
-        if hasattr(self, "_ticker"):
-            self._ticker.cancel()
+        if hasattr(self, "_watching"):
+            self._watching.cancel()
             await self._end_children(seconds)
             self._channel.close()
             self._context.destroy(linger=0)
@@ -266,9 +262,7 @@ class Supervisor:
                 if child.spec.role == "frontend" and child.spec.scheduler_epoch != self._scheduler_epoch:
                     self._send(child, Peers(self._scheduler_epoch))
             case Ready():
-                child.ready = True
-                if child.spec.role == "worker":
-                    self._workers_ready_since = time.monotonic()
+                child.ready, child.ready_since = True, time.monotonic()
                 level = logging.INFO if self._serving else logging.DEBUG
                 log.log(level, "the %s is ready%s", child.name, message.detail and f": {message.detail}")
             case Loading():
@@ -362,37 +356,6 @@ class Supervisor:
     def _fail(self, message: str, user_error: bool) -> None:
         if not self.failed.done():
             self.failed.set_exception(EngineFailedError(message, user_error))
-
-    # watching
-
-    async def _tick(self) -> None:
-        """Each second: is anybody hung? Tell systemd only when nobody is."""
-        fed = 0.0
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            now = time.monotonic()
-            if now - self._last_tick > 3 * TICK_SECONDS:
-                # This process was itself stopped or starved, and so perhaps were they.
-                for child in self._children.values():
-                    child.sign_of_life()
-            self._last_tick = now
-            hung = [(child, why) for child in self._children.values() if not child.condemned and (why := child.overdue(now))]
-            if not hung and self._stalled(now):
-                hung = [(worker, f"finished no step for {STALL_SECONDS:.0f} s") for worker in self._of("worker")[:1]]
-            for child, why in hung:
-                child.kill(why)
-            half = self._notifier.watchdog_seconds / 2
-            if half and not hung and now - fed >= half - TICK_SECONDS:
-                self._notifier.send("WATCHDOG=1")
-                fed = now
-
-    def _stalled(self, now: float) -> bool:
-        """Whether requests could run and nothing does. Times of the status record are on the same clock."""
-        if not self._serving or not all(child.ready for child in self._children.values()):
-            return False
-        status = self.arena.status("scheduler")
-        oldest, last = int(status[Stat.OLDEST_RUNNABLE_NS]) / 1e9, int(status[Stat.LAST_STEP_NS]) / 1e9
-        return oldest > 0 and now - max(oldest, last, self._workers_ready_since) > STALL_SECONDS
 
     async def _end_children(self, seconds: float) -> None:
         for child in self._children.values():
