@@ -10,7 +10,7 @@ import numpy as np
 from frontend.tokenizer import Tokenizer
 from ipc.arena import PlanHeader, ResultHeader
 from ipc.messages import StepPlan, StepResult
-from tests.fakes import FakeWorker
+from tests.fake_worker import FakeWorker
 
 MAX_STEPS = 1 << 17
 

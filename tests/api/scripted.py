@@ -7,7 +7,7 @@ import numpy as np
 from frontend.tokenizer import Tokenizer
 from ipc.arena import RowSetup
 from tests.api.server import DEMO
-from tests.fakes import NextToken
+from tests.paged_toy import NextToken
 
 
 def last_user_message() -> NextToken:

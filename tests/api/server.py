@@ -171,7 +171,7 @@ def demo(config: Config, **changes: Any) -> ModelInfo:
 
 @contextlib.contextmanager
 def api_server(config: Config | None = None, frontends: int = 1, model: ModelInfo | None = None, **worker: Any) -> Iterator[ApiServer]:
-    """An engine with `frontends` real frontend processes; worker: options of tests.fakes.FakeWorker."""
+    """An engine with `frontends` real frontend processes; worker: options of tests.fake_worker.FakeWorker."""
     config = config or Config()
     config = msgspec.structs.replace(config, parallel=msgspec.structs.replace(config.parallel, frontends=frontends))
     with fake_engine(config, model or demo(config), **worker) as engine, socket.socket() as listener:

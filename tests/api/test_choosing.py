@@ -10,7 +10,7 @@ import pytest
 from frontend.tokenizer import Tokenizer
 from ipc.config import Config
 from tests.api.server import DEMO, ApiServer, api_server
-from tests.fakes import hashed
+from tests.paged_toy import hashed
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
@@ -85,7 +85,7 @@ def test_beams(server: ApiServer, tokenizer: Tokenizer) -> None:
     assert status == 200
     found = [each["token_ids"] for each in answer["choices"]]
     assert found[0] == ids
-    # One step less likely in one place: the place does not matter much, the tokens' own numbers do (see tests.fakes.logprob_of).
+    # One step less likely in one place: the place does not matter much, the tokens' own numbers do (see tests.paged_toy.logprob_of).
     assert all(sum(token != best for token, best in zip(each, ids)) == 1 for each in found[1:]) and found[1] != found[2]
     for each in answer["choices"]:
         assert each["text"] == tokenizer.decode(each["token_ids"])

@@ -129,7 +129,7 @@ def test_logprobs(server: ApiServer, tokenizer: Tokenizer) -> None:
     logprobs = answer["choices"][0]["logprobs"]
     ids = tokenizer.encode("one two")
     assert logprobs["tokens"] == [tokenizer.token_text(token) for token in ids] + ["<|im_end|>"]
-    # tests.fakes.logprob_of: minus position minus id / 1024, position counted from the prompt's start
+    # tests.paged_toy.logprob_of: minus position minus id / 1024, position counted from the prompt's start
     assert logprobs["token_logprobs"][:-1] == pytest.approx([-(len(ids) + place + token / 1024) for place, token in enumerate(ids)])
     for token, logprob, top in zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]):
         assert top[token] == logprob, "clients compare the two by equality"

@@ -16,7 +16,7 @@ from frontend.tokenizer import Tokenizer
 from frontend.vector_bytes import DTYPES, ENDIANNESS, packed
 from ipc.arena import Stat
 from tests.api.server import DEMO, ApiServer
-from tests.fakes import toy_vector
+from tests.paged_toy import toy_vector
 
 HIDDEN = int(json.loads((DEMO / "config.json").read_text())["hidden_size"])
 

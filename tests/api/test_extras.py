@@ -270,7 +270,7 @@ def test_logprobs_of_named_tokens(server: ApiServer, tokenizer: Tokenizer, strea
     parts = [each["logprobs"] for each in choices(streamed(server, body))[:-1]] if stream else []
     parts = parts or [server.post(COMPLETIONS, body)[1]["choices"][0]["logprobs"]]
     tops = [top for each in parts for top in each["top_logprobs"]]
-    # tests.fakes.logprob_of: minus position minus id / 1024
+    # tests.paged_toy.logprob_of: minus position minus id / 1024
     for place, (chosen, top) in enumerate(zip(ids, tops)):
         assert top == {f"token_id:{each}": pytest.approx(-(2 + place + each / 1024)) for each in [*wanted, chosen]}
     chat = {"messages": USER, "max_tokens": 1, "logprobs": True, "logprob_token_ids": wanted, "return_tokens_as_token_ids": True}

@@ -16,7 +16,8 @@ from ipc.arena import Stat
 from ipc.config import Config, SchedulerConfig, ServerConfig
 from ipc.messages import Drain, Drained, Peers, Ready
 from tests.api.server import ApiServer, api_server, events, http, read_answer, until
-from tests.fakes import FakeEngine, hashed, start_scheduler
+from tests.fakes import FakeEngine, start_scheduler
+from tests.paged_toy import hashed
 
 COMPLETIONS = "/v1/completions"
 LONG = {"prompt": "one two three", "max_tokens": 1900, "ignore_eos": True}

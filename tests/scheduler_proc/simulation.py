@@ -21,7 +21,8 @@ from scheduler_proc.constraint import Answer, Order, Outcome
 from scheduler_proc.frontends import Frontend
 from scheduler_proc.request import Request
 from scheduler_proc.scheduler import Scheduler
-from tests.fakes import NextToken, PagedToy, hashed, next_allowed, small_model, toy_vector
+from tests.fakes import small_model
+from tests.paged_toy import NextToken, PagedToy, hashed, next_allowed, toy_vector
 
 VOCAB = 64
 EOS = 2

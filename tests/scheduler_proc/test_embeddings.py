@@ -8,7 +8,7 @@ import pytest
 from ipc.arena import MAX_VECTORS, PlanHeader, RowFlag
 from ipc.messages import FinishReason
 from scheduler_proc.lifecycle import NOT_FINITE
-from tests.fakes import toy_vector
+from tests.paged_toy import toy_vector
 from tests.scheduler_proc.simulation import FRONTEND, Simulation, make_config, toy_grammar
 
 
