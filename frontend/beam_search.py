@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from frontend.detokenizer import Detokenizer
+from frontend.logprob_rows import LogprobRow
 from frontend.outputs import CompletionOutput, RequestOutput
 from frontend.stop_strings import Stops, stops_of
-from frontend.stream import REASONS, CollectStream, Gather, LogprobRow, Stream, Work
+from frontend.stream import REASONS, CollectStream, Gather, Stream, Work
 from frontend.tokenizer import Tokenizer
 from ipc.errors import InvalidRequestError
 from ipc.messages import Finished, FinishReason

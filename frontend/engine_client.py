@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 import zmq
 
+from frontend.logprob_rows import prompt_rows, token_rows
 from frontend.metrics import Metrics
 from frontend.outputs import CompletionOutput, RequestOutput
 from frontend.preparation import Preparer
 from frontend.request_metrics import observe
-from frontend.stream import REASONS, CollectStream, DeltaStream, Gather, LogprobRow, Stream, Work
+from frontend.stream import REASONS, CollectStream, DeltaStream, Gather, Stream, Work
 from frontend.tokenizer import Tokenizer
 from frontend.vectors import VectorStream
 from ipc.arena import Arena, Stat
 from ipc.channels import Channel
 from ipc.config import ChildSpec
 from ipc.errors import ChannelFullError, DeadlineError, EngineDeadError, InvalidRequestError, QueueFullError, RequestFailedError
-from ipc.messages import Abort, Finished, FinishReason, Logprobs, PromptLogprobs, RefuseCode, Refused, SchedulerToFrontend, Submit, Tokens
+from ipc.messages import Abort, Finished, FinishReason, PromptLogprobs, RefuseCode, Refused, SchedulerToFrontend, Submit, Tokens
 from ipc.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ class EngineClient:
         indexes = np.frombuffer(message.index, dtype=np.uint32).tolist()
         tokens = np.frombuffer(message.tokens, dtype=np.int32).tolist()
         ends: dict[int, Finished] = {each.handle: each for each in message.finished} if message.finished else {}
-        rows = _rows(message.logprobs) if message.logprobs is not None else None
+        rows = token_rows(message.logprobs) if message.logprobs is not None else None
         for each in message.prompt_logprobs:
             self._on_prompt_logprobs(each)
         for each_vector in message.embeddings:
@@ -333,8 +334,7 @@ class EngineClient:
     def _on_prompt_logprobs(self, message: PromptLogprobs) -> None:
         stream = self.streams.get(message.handle)
         if stream is not None:
-            rows = _columns(message.logprob, message.rank, message.width, message.top_ids, message.top_logprobs)
-            stream.prompt_rows.update(zip(itertools.count(message.start), rows))
+            stream.prompt_rows.update(prompt_rows(message))
 
     # ends
 
@@ -394,20 +394,6 @@ class EngineClient:
             self._status[Stat.OPEN_STREAMS] = len(self.streams)
         if not self.streams and self.on_idle is not None:
             self.on_idle()
-
-
-def _rows(message: Logprobs) -> dict[int, LogprobRow]:
-    """By position in the message's token column."""
-    at = np.frombuffer(message.at, dtype=np.uint32).tolist()
-    return dict(zip(at, _columns(message.logprob, message.rank, message.width, message.top_ids, message.top_logprobs)))
-
-
-def _columns(logprob: bytes, rank: bytes, width: int, top_ids: bytes, top_logprobs: bytes) -> list[LogprobRow]:
-    chosen = np.frombuffer(logprob, dtype=np.float32).tolist()
-    ranks = np.frombuffer(rank, dtype=np.int32).tolist()
-    ids = np.frombuffer(top_ids, dtype=np.int32).reshape(len(chosen), width).tolist()
-    values = np.frombuffer(top_logprobs, dtype=np.float32).reshape(len(chosen), width).tolist()
-    return list(zip(chosen, ranks, ids, values))
 
 
 def _request_output(streams: Sequence[Stream], outputs: list[CompletionOutput], finished: bool) -> RequestOutput:

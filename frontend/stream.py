@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from frontend.logprob_rows import LogprobRow
 from frontend.output_split import Delta, Kind, Message, Splitter, Splitting
 from frontend.outputs import CompletionOutput, Logprob, RequestMetrics, TokenLogprobs
 from frontend.repetition import RepetitionWatch
@@ -24,9 +25,6 @@ from ipc.sampling_params import SamplingParams, ThinkingLimit
 REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort", FinishReason.ERROR: "error"}
 
 _NONE: frozenset[int] = frozenset()
-
-# (logprob, rank, top ids, top logprobs) of one token
-LogprobRow = tuple[float, int, list[int], list[float]]
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
