@@ -6,6 +6,7 @@ ARGS ?=
 # Test files that run at a time. Two suit the two cores that CI has; more need memory, about 2 GB each.
 JOBS ?= 2
 
+PACKAGES := quire frontend scheduler_proc gpu_workers kernels_cuda ipc
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -45,6 +46,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(BIN)/python -m ensurepip
 	$(PIP) install -c constraints.txt setuptools torch
 	$(PIP) install -c constraints.txt --no-build-isolation -e .
+# Where PYTHONDONTWRITEBYTECODE is set, each start would compile all of quire again, in every process.
+	$(BIN)/python -m compileall -q $(PACKAGES)
 	@touch $@
 
 $(TEST_STAMP): $(STAMP)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.metadata
 import logging
 import socket
 import time
@@ -53,7 +52,7 @@ class Frontend(Actor):
         metrics = Metrics(self.spec.runtime_dir, self.spec.index)
         self.client.metrics = metrics
         await self.client.start()
-        self.app = App(self.spec, self.arena, self.client, metrics, _version())
+        self.app = App(self.spec, self.arena, self.client, metrics, self.spec.version)
         listener = socket.socket(fileno=self.spec.fds["listen"])
         listener.setblocking(False)
         self._http = self.app.make_server()
@@ -113,10 +112,3 @@ class Frontend(Actor):
     def _deadline(self) -> None:
         """A clear word instead of a cut connection."""
         self.client.fail_all(EngineDeadError("the server is shutting down; this request did not finish in time"))
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("quire")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

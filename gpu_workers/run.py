@@ -14,9 +14,15 @@ from ipc.config import ChildSpec
 SPIN_COUNT = "1000"
 
 
+def preload() -> None:
+    """Import what every worker needs, whatever it shall do: most of the time that an engine takes to start."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    import gpu_workers.worker  # noqa: F401
+
+
 def run(spec: ChildSpec) -> NoReturn:
     """Live as worker `spec.index` until told to stop, then end the process with its exit code."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    preload()
     from gpu_workers.worker import Worker
 
     code = Worker(spec).run()

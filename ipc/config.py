@@ -336,7 +336,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor hands to one child, as JSON in an inherited descriptor.
 
     epoch: this process life's number, unique in the runtime directory. fds: name to inherited descriptor number: 'arena', 'death'
-    (read end of a pipe that closes when the supervisor dies), 'listen' (frontends).
+    (read end of a pipe that closes when the supervisor dies), 'listen' (frontends). version: quire's.
     """
 
     role: Literal["frontend", "scheduler", "worker"]
@@ -348,6 +348,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     model: ModelInfo
     fds: dict[str, int]
+    version: str = "unknown"
 
     def address(self, endpoint: Literal["frontends", "workers", "supervisor"], epoch: int | None = None) -> str:
         """ZeroMQ address of an endpoint; the scheduler's two carry its epoch, so a successor never shares a name with the dead."""

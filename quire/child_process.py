@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import site
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 
@@ -14,8 +12,8 @@ import msgspec
 
 from ipc.arena import I64, Stat, State
 from ipc.config import ChildSpec
-from ipc.errors import EngineDeadError
-from quire.packages import ROOT
+from quire.child_command import COMMAND, launch
+from quire.early_workers import EarlyWorker
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,6 @@ RUNNING = {
 }
 # Imports from a cold disk, tokenizer and weights: long is fine as long as something moves.
 STARTING = Patience(idle=120.0, busy=1800.0)
-
-# -P keeps the working directory out of sys.path: a file `ipc.py` of the user's must not become ours.
-COMMAND = ["-P", "-m", "quire.child"]
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -110,24 +105,18 @@ class Child:
             self.status[Stat.STATE] = State.ABSENT
 
 
-def start(spec: ChildSpec, status: I64) -> Child:
-    """Start `python -m quire.child` for `spec`, whose descriptors it inherits under the same numbers. Raises EngineDeadError."""
-    if not sys.executable:
-        raise EngineDeadError("this Python does not know its own executable (sys.executable is empty), so no process can be started")
+def start(spec: ChildSpec, status: I64, early: EarlyWorker | None = None) -> Child:
+    """Start `python -m quire.child` for `spec`, whose descriptors it inherits under the same numbers, or tell `early` that this is what
+    it has been started for. Raises EngineDeadError.
+    """
     fd = os.memfd_create("quire-spec", os.MFD_CLOEXEC)
     try:
         os.write(fd, msgspec.json.encode(spec))
-        environment = os.environ | {"QUIRE_SPEC_FD": str(fd), "QUIRE_SUPERVISOR_PID": str(os.getpid()), "PYTHONPATH": _python_path()}
-        process = subprocess.Popen(
-            [sys.executable, *COMMAND],
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            pass_fds=(fd, *spec.fds.values()),
-            # A group of its own: Ctrl-C in a terminal or a notebook reaches the supervisor alone, which then ends the children in order.
-            process_group=0,
-        )
-    except OSError as error:
-        raise EngineDeadError(f"cannot start a process for the {spec.role}: {error.strerror}") from None
+        if early is None:
+            process = launch(COMMAND, spec.role, fd, spec.fds.values())
+        else:
+            process = early.process
+            early.hand(fd, list(spec.fds.values()))
     finally:
         os.close(fd)
     return Child(spec, process, os.pidfd_open(process.pid), status)
@@ -141,14 +130,3 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(after_name[11]) + int(after_name[12])) / _TICKS_PER_SECOND
-
-
-def _python_path() -> str:
-    """PYTHONPATH under which a child finds the quire that runs here.
-
-    An installed quire is found anyway; naming site-packages would put it before the standard library.
-    """
-    inherited = os.environ.get("PYTHONPATH", "")
-    if ROOT in (*site.getsitepackages(), site.getusersitepackages()):
-        return inherited
-    return os.pathsep.join([ROOT, inherited] if inherited else [ROOT])

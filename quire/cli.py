@@ -81,10 +81,16 @@ def _parser(benchmarks: bool) -> argparse.ArgumentParser:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    from quire import settings_flags
-    from quire.serve import serve
+    from quire import quick_imports, settings_flags
+    from quire.early_workers import EarlyWorkers
 
-    return serve(settings_flags.collect(parsed), STARTED)
+    config = settings_flags.collect(parsed)
+    with EarlyWorkers(config.parallel.tensor_parallel_size) as early:
+        quick_imports.begin()
+        from quire.serve import serve
+
+        quick_imports.end()
+        return serve(config, STARTED, early)
 
 
 def _chat(parsed: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from ipc.config import Config
 from ipc.messages import Loading
 from quire import device_choice, listening, model_source, open_files
 from quire.admin import Admin
+from quire.early_workers import EarlyWorkers
 from quire.supervisor import ABORT_SECONDS, STOP_SECONDS, EngineFailedError, Supervisor, either
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ log = logging.getLogger(__name__)
 OK, CRASHED, USER_ERROR = 0, 1, 2
 
 
-def serve(config: Config, started: float) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code. started: time.monotonic() when the user began to wait.
+def serve(config: Config, started: float, early: EarlyWorkers | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. started: time.monotonic() when the user began to wait. early: workers
+    that were started already.
 
     Raises ConfigError before any process is started.
     """
@@ -41,7 +43,7 @@ def serve(config: Config, started: float) -> int:
         model = model_source.load(config)
         if listening.is_public(listener) and not (config.server.api_key or config.server.api_key_file):
             log.warning("other machines can reach this server and no --api-key is set")
-        supervisor = Supervisor(config, model, device, listener, on_loading=LoadingLog())
+        supervisor = Supervisor(config, model, device, listener, on_loading=LoadingLog(), early=early)
         return uvloop.run(_live(supervisor, config, listener, started))
 
 

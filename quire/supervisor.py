@@ -44,8 +44,10 @@ from ipc.messages import (
 )
 from quire import child_process
 from quire.child_process import Child
+from quire.early_workers import EarlyWorkers
 from quire.runtime_dir import RuntimeDir
 from quire.systemd import Notifier
+from quire.version import __version__
 from quire.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -74,8 +76,9 @@ class Supervisor:
     """One engine's processes.
 
     listener: the HTTP socket its frontends accept on; None for an embedded engine, whose frontend lives in this process (`frontend_spec`).
-    on_scheduler: called with the new scheduler's epoch after a restart. on_loading: called with each Loading message.
-    log_level: of all processes. failed: a future that ends with EngineFailedError when the engine is beyond repair.
+    on_scheduler: called with the new scheduler's epoch after a restart. on_loading: called with each Loading message. early: worker
+    processes that were started already. log_level: of all processes. failed: a future that ends with EngineFailedError when the engine
+    is beyond repair.
     """
 
     failed: asyncio.Future[None]
@@ -88,9 +91,10 @@ class Supervisor:
         listener: socket.socket | None = None,
         on_scheduler: Callable[[int], None] | None = None,
         on_loading: Callable[[Loading], None] | None = None,
+        early: EarlyWorkers | None = None,
     ) -> None:
         self._config, self._model, self._device, self._listener = config, model, device, listener
-        self._on_scheduler, self._on_loading = on_scheduler, on_loading
+        self._on_scheduler, self._on_loading, self._early = on_scheduler, on_loading, early
         self._children: dict[tuple[Role, int], Child] = {}
         self._dying: set[int] = set()  # pids of killed workers whose end is awaited before the next group starts
         self._restarts: deque[float] = deque()
@@ -218,10 +222,12 @@ class Supervisor:
             config=self._config,
             model=self._model,
             fds=fds,
+            version=__version__,
         )
 
     def _start(self, role: Role, index: int, epoch: int) -> None:
-        child = child_process.start(self._spec(role, index, epoch), self.arena.status(role, index))
+        early = self._early.take() if role == "worker" and self._early is not None else None
+        child = child_process.start(self._spec(role, index, epoch), self.arena.status(role, index), early)
         self._children[role, index] = child
         self._loop.add_reader(child.pidfd, self._on_exit, child)
         log.debug("started the %s, pid %d, epoch %d", child.name, child.process.pid, epoch)

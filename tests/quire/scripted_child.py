@@ -15,13 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import msgspec
-
 from ipc.actor import Actor
 from ipc.arena import Stat
 from ipc.config import ChildSpec
 from ipc.errors import ConfigError
 from ipc.messages import Drain, Drained, PeerGone, Peers
+from quire import child
 
 
 class Scripted(Actor):
@@ -63,5 +62,4 @@ class Scripted(Actor):
 
 
 if __name__ == "__main__":
-    fd = int(os.environ["QUIRE_SPEC_FD"])
-    sys.exit(Scripted(msgspec.json.decode(os.pread(fd, 2**20, 0), type=ChildSpec)).run())
+    sys.exit(Scripted(child.read_spec(lambda: None)).run())

@@ -16,8 +16,9 @@ from ipc import config
 from ipc.arena import I64, Stat
 from ipc.config import ChildSpec, ModelInfo
 from ipc.errors import EngineDeadError
-from quire import child_process
+from quire import child_process, early_workers
 from quire.child_process import Patience
+from quire.early_workers import EarlyWorker, EarlyWorkers
 from quire.supervisor import EngineFailedError, Supervisor
 
 SCRIPT = str(Path(__file__).with_name("scripted_child.py"))
@@ -27,14 +28,15 @@ MODEL = ModelInfo(path="-", tokenizer_path="-", name="m", architecture="A", voca
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_process, "COMMAND", [SCRIPT])
+    monkeypatch.setattr(early_workers, "COMMAND", [SCRIPT])
 
 
 @asynccontextmanager
-async def engine(frontends: int = 1, workers: int = 1) -> AsyncIterator[Supervisor]:
+async def engine(frontends: int = 1, workers: int = 1, early: EarlyWorkers | None = None) -> AsyncIterator[Supervisor]:
     """A supervisor that is not started; all its processes and its directory are gone afterwards."""
     flags = {"max_num_seqs": 8, "frontends": frontends, "tensor_parallel_size": workers, "log_level": "error"}
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        supervisor = Supervisor(config.load(flags, {}), MODEL, "cpu", listener)
+        supervisor = Supervisor(config.load(flags, {}), MODEL, "cpu", listener, early=early)
         try:
             yield supervisor
         finally:
@@ -74,6 +76,40 @@ def test_start_and_stop() -> None:
             assert time.monotonic() - start < 3
 
     run(test)
+
+
+def test_a_worker_that_was_started_early_is_used_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_WORKER", "")
+
+    async def test() -> None:
+        with EarlyWorkers(1) as early:
+            (pid,) = early.pids
+            async with engine(workers=2, early=early) as supervisor:
+                await supervisor.start()
+                assert supervisor.pids["worker 0"] == pid != supervisor.pids["worker 1"]
+                os.kill(pid, 9)
+                await eventually(lambda: pid not in supervisor.pids.values() and len(supervisor.pids) == 4)
+
+    run(test)
+
+
+def test_a_worker_that_ended_before_it_was_wanted_is_told_of() -> None:
+    async def test() -> None:
+        with EarlyWorkers(1) as early:
+            os.kill(early.pids[0], 9)
+            async with engine(early=early) as supervisor:
+                with pytest.raises(EngineFailedError, match="worker 0 was ended by SIGKILL") as error:
+                    await supervisor.start()
+                assert not error.value.user_error
+
+    run(test)
+
+
+def test_workers_that_nobody_wanted_are_ended() -> None:
+    with EarlyWorkers(2) as early:
+        pids = early.pids
+        assert len(pids) == 2 and all(alive(pid) for pid in pids)
+    assert not any(alive(pid) for pid in pids)
 
 
 def test_a_fatal_message_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,10 +271,10 @@ def test_no_process_is_left_when_one_cannot_be_started(monkeypatch: pytest.Monke
     started = []
     real = child_process.start
 
-    def start(spec: ChildSpec, status: I64) -> child_process.Child:
+    def start(spec: ChildSpec, status: I64, early: EarlyWorker | None) -> child_process.Child:
         if spec.role == "frontend":
             raise EngineDeadError("cannot start a process for the frontend: no more processes")
-        started.append(real(spec, status))
+        started.append(real(spec, status, early))
         return started[-1]
 
     monkeypatch.setattr(child_process, "start", start)

@@ -1,0 +1,28 @@
+"""Log lines of a process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from ipc import logs
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_debug_shows_our_lines_and_not_those_of_a_compiler(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("worker-0", "debug")
+    logging.getLogger("gpu_workers.worker").debug("a step of ours")
+    logging.getLogger("numba.core.byteflow").debug("stack of numba's")
+    logging.getLogger("numba.core.byteflow").warning("a warning of numba's")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["D worker-0: a step of ours", "W worker-0: a warning of numba's"]
