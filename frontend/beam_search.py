@@ -3,6 +3,9 @@
 `BeamSearch` is the search itself: what the model says of each beam goes in, the beams to extend come out. It decides as the Transformers
 library's `generate(num_beams=...)` does, which is the oracle of its tests. `search` runs one over the engine: each step submits every
 beam with the tokens it has, and the prefix cache holds what the beams share.
+
+Penalties, bias, bad words, allowed tokens and grammars change each token's log-probability, or forbid it, before the search sees it. As in
+the Transformers library, what is left is not normalised again, so a beam's sum counts what it was kept from.
 """
 
 from __future__ import annotations
@@ -92,20 +95,26 @@ class BeamSearch:
         """How many of the most likely tokens of each beam decide: enough that beams are left even if the best all end."""
         return max(2, 1 + len(self._stop_ids)) * self._wishes.width
 
-    def step(self, rows: Sequence[LogprobRow]) -> None:
-        """Extend the beams: rows[i] tells of the tokens that may follow running[i]. Nothing runs any more when the search is over."""
+    def step(self, rows: Sequence[LogprobRow | None]) -> None:
+        """Extend the beams: rows[i] tells of the tokens that may follow running[i], None: it is complete, and nothing may. Nothing runs
+        any more when the search is over."""
         width = self._wishes.width
+        for beam, row in zip(self.running, rows):
+            if row is None:
+                beam.reason = FinishReason.STOP
+                self._end(beam)
         found = [
             (beam.logprob + value, place, token, rank)
             for place, (beam, row) in enumerate(zip(self.running, rows))
+            if row is not None
             for rank, (token, value) in enumerate(zip(row[2], row[3]))
             if token >= 0 and not (token in self._stop_ids and len(beam.ids) + 1 < self._min_tokens)
         ]
         found.sort(key=lambda each: (-each[0], each[1], each[2]))
         going: list[Beam] = []
         for number, (logprob, place, token, rank) in enumerate(found[: self.num_candidates]):
-            parent, row = self.running[place], rows[place]
-            beam = Beam([*parent.ids, token], logprob, [*parent.rows, (row[3][rank], rank + 1, row[2], row[3])])
+            parent, (_, _, ids, values) = self.running[place], rows[place] or _NOTHING
+            beam = Beam([*parent.ids, token], logprob, [*parent.rows, (values[rank], rank + 1, ids, values)])
             if self._stops(beam, parent.text) or len(beam.ids) >= self._max_tokens:
                 # Others are only here so that enough go on.
                 if number < width:
@@ -128,7 +137,7 @@ class BeamSearch:
     def _end(self, beam: Beam) -> None:
         if self._wishes.early_stopping is True and len(self.results) == self._wishes.width:
             return
-        beam.score = beam.logprob / len(beam.ids) ** self._wishes.length_penalty
+        beam.score = beam.logprob / max(1, len(beam.ids)) ** self._wishes.length_penalty
         self.results.append(beam)
         self.results.sort(key=lambda each: -each.score)
         del self.results[self._wishes.width :]
@@ -145,8 +154,19 @@ class BeamSearch:
         return going[0].logprob / float(length**power) <= self.results[-1].score
 
 
+_NOTHING: LogprobRow = (0.0, 0, [], [])
+# What of the request's parameters changes a beam's log-probabilities, beside bad words and grammar, which a Work has; with neutral values.
+_CHANGES = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "logit_bias": {},
+    "allowed_token_ids": None,
+}
+
+
 class _StepStream(Stream):
-    """Reads the one token of a beam's step, and of it only what the model said."""
+    """Reads the one token of a beam's step, and of it only what the model said; nothing, where the beam's grammar is complete."""
 
     __slots__ = ("_gather", "said")
 
@@ -197,7 +217,9 @@ async def search(client: EngineClient, works: Sequence[Work], wishes: Wishes) ->
         streams = await _step(client, work, found)
         if cached is None:
             cached = streams[0].cached_tokens
-        found.step([stream.said for stream in streams if stream.said is not None])
+        found.step([stream.said for stream in streams])
+    if not found.results:
+        raise InvalidRequestError("the search found nothing: what the request forbids left no token that may follow", FIELD)
     outputs = [_written(client.tokenizer, each, beam) for each, beam in zip(works, found.results)]
     if client.metrics is not None:
         client.metrics.count("request_success", REASONS[found.results[0].reason])
@@ -219,12 +241,14 @@ def _text(tokenizer: Tokenizer, work: Work) -> BeamText | None:
 async def _step(client: EngineClient, work: Work, found: BeamSearch) -> list[_StepStream]:
     """One token more for each beam."""
     gather = Gather(asyncio.get_running_loop(), len(found.running))
+    changes = {name: value for name, neutral in _CHANGES.items() if (value := getattr(work.params, name)) != neutral}
+    scores = bool(changes or work.bad_words or work.grammar)
     streams = []
     for place, beam in enumerate(found.running):
         length = len(beam.ids) + 1
-        params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, logprobs=found.num_candidates)
+        params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, logprobs=found.num_candidates, **changes)
         identity = f"{work.request_id}-beam-{place}"
-        step = msgspec.structs.replace(work, request_id=identity, index=0, params=params, splitting=None, counts=False)
+        step = msgspec.structs.replace(work, request_id=identity, index=0, params=params, splitting=None, counts=False, scores=scores)
         stream = _StepStream(step, client.tokenizer, gather)
         stream.ids = list(beam.ids)
         streams.append(stream)
@@ -253,12 +277,6 @@ def _written(tokenizer: Tokenizer, work: Work, beam: Beam) -> CompletionOutput:
 
 # Field to the value at which it does nothing.
 _NEUTRAL = {
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "logit_bias": {},
-    "bad_words": [],
-    "allowed_token_ids": None,
     "prompt_logprobs": None,
     "repetition_detection": None,
     "thinking_token_budget": None,
@@ -270,5 +288,3 @@ def _check(work: Work) -> None:
     for name, neutral in _NEUTRAL.items():
         if getattr(work.params, name) != neutral:
             raise InvalidRequestError(f"{name} cannot be combined with beam search", name)
-    if work.grammar is not None:
-        raise InvalidRequestError(f"{work.grammar.param} cannot be combined with beam search", work.grammar.param)

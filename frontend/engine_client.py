@@ -239,6 +239,7 @@ class EngineClient:
                 grammar=work.grammar,
                 thinking=work.thinking,
                 embed=work.embed,
+                scores=work.scores,
             )
         )
 

@@ -32,7 +32,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
     deadline_ns: CLOCK_MONOTONIC nanoseconds at which it fails if it has not ended; 0 is never. splitting: how the text is taken apart.
     counts: whether metrics and log tell of it; False for the steps of a beam search. thinking: how long the model may reason.
-    embed: it is no completion; its prompt's vector is wanted.
+    embed: it is no completion; its prompt's vector is wanted. scores: its log-probabilities are to be those that a search goes by
+    (RowSetup.scores).
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     counts: bool = True
     thinking: ThinkingLimit | None = None
     embed: bool = False
+    scores: bool = False
 
 
 class Stream:

@@ -1,6 +1,7 @@
 """Chooses each row's next token. The steps, in vLLM's order:
 
-1. log-probabilities, if asked for, are those of the raw logits;
+1. log-probabilities, if asked for, are those of the raw logits (RowSetup.scores: logits become log-probabilities, and what 2 makes of them
+   is reported);
 2. a grammar's mask, allowed ids, logit bias, bad words and min tokens (edits.py), then penalties (penalties.py);
 3. temperature 0: the most likely token, the lowest id of equals;
 4. else temperature, min-p, top-k, top-p and a draw (draw.py) with the random number of (seed, position) (philox.py);
@@ -126,13 +127,19 @@ class Sampler:
         reported = np.flatnonzero(features & Feature.LOGPROBS) if union & Feature.LOGPROBS else None
         # Taken before anything changes them; a copy, because the rows are picked by index.
         raw = logits[self._on_device(reported)] if reported is not None else None
+        scored, scores = np.flatnonzero(features & Feature.SCORES), None
         if union & CHOOSES:
             at = np.flatnonzero(features & CHOOSES)
             if len(at):
                 if masks is not None and masked_at is not None:
                     # Entries under a grammar are among `at`, in the same order, unless their logits are not finite.
                     masks = masks[~nan[masked_at]]
-                tokens[at] = self._choose(_entries(logits, at).float(), rows[at], positions[at], features[at], best[at], masks)
+                chosen = _entries(logits, at).float()
+                places = self._on_device(np.searchsorted(at, scored))
+                if len(scored):
+                    chosen[places] -= self._on_device(self._reporter.normalisers(chosen[places]).astype(np.float32))[:, None]
+                tokens[at] = self._choose(chosen, rows[at], positions[at], features[at], best[at], masks)
+                scores = chosen[places] if len(scored) else None
         if union & Feature.THINKING:
             self._end_thoughts(features, rows, tokens)
         if union & REMEMBERS:
@@ -143,6 +150,8 @@ class Sampler:
         columns = self._reporter.report(raw, tokens[reported], widths, reported)
         if self._params.logprob_ids:
             self._reporter.report_instead(columns, raw, [self._params.logprob_ids.get(int(row)) for row in rows[reported]])
+        if scores is not None:
+            self._reporter.report_scores(columns, np.searchsorted(reported, scored), scores, tokens[scored])
         return Sampled(tokens, nan, columns)
 
     def _choose(

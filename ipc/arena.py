@@ -86,7 +86,9 @@ class RowSetup(msgspec.Struct, array_like=True, gc=False, frozen=True):
     -1 is off.
     allowed: int32 token ids, empty is all. history: int32 ids of every known token (prompt, then output), given when a penalty,
     bad words, prompt_logprobs or thinking need it; num_prompt says where the output begins. logprob_ids: int32 ids to report instead of
-    the most likely, as many as `logprobs` says.
+    the most likely, as many as `logprobs` says. scores: logprobs are what the row's next token would be chosen by: the log-probabilities,
+    changed by grammar, allowed ids, bias, bad words and penalties, and not normalised again; forbidden tokens are not reported. Which
+    token the row itself gets is left open.
     """
 
     row: int
@@ -109,6 +111,7 @@ class RowSetup(msgspec.Struct, array_like=True, gc=False, frozen=True):
     history: bytes = b""
     thinking: ThinkingLimit | None = None
     logprob_ids: bytes = b""
+    scores: bool = False
 
 
 class Dimensions(msgspec.Struct, frozen=True):

@@ -49,7 +49,8 @@ class Submit(_Message, frozen=True, tag=1):
     priority: lower goes first under the policy of that name, BEHIND_CLIENTS last under all. bad_words: token sequences that may not be
     completed. seed: always given, so that a replay draws the same numbers.
     grammar: what the output must follow; params.structured_outputs, which it was made from, is not looked at. thinking: how long the
-    model may reason; made from params.thinking_token_budget. embed: compute the prompt, sample nothing, and give its vector.
+    model may reason; made from params.thinking_token_budget. embed: compute the prompt, sample nothing, and give its vector. scores: see
+    RowSetup; for a search, which chooses among what is reported.
     """
 
     handle: int
@@ -65,6 +66,7 @@ class Submit(_Message, frozen=True, tag=1):
     grammar: Grammar | None = None
     thinking: ThinkingLimit | None = None
     embed: bool = False
+    scores: bool = False
 
 
 class Abort(_Message, frozen=True, tag=2):

@@ -11,6 +11,7 @@ from frontend.beam_search import Wishes
 from frontend.engine_client import EngineClient
 from frontend.outputs import TokenLogprobs
 from ipc.errors import InvalidRequestError, QueueFullError
+from ipc.grammar import StructuredOutputsParams
 from ipc.sampling_params import MAX_N, SamplingParams
 from quire.prompts import Prompt
 
@@ -19,7 +20,8 @@ from quire.prompts import Prompt
 class BeamSearchParams:
     """beam_width: beams, and results. max_tokens: of each result. length_penalty: results are ordered by their log-probability divided by
     their length to this power. early_stopping: True, False or 'never', as in the Transformers library. temperature: takes no value but 0.
-    stop, stop_token_ids: strings and tokens that end a result, as the end of text does; min_tokens: none does before.
+    stop, stop_token_ids: strings and tokens that end a result, as the end of text does; min_tokens: none does before. What follows them
+    means what it means in SamplingParams, and changes by what the results are found and scored.
     """
 
     beam_width: int
@@ -32,6 +34,13 @@ class BeamSearchParams:
     stop: str | tuple[str, ...] | list[str] = ()
     stop_token_ids: tuple[int, ...] | list[int] = ()
     min_tokens: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    bad_words: tuple[str, ...] | list[str] = ()
+    allowed_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def sampling_params(self) -> SamplingParams:
         """What the engine is told. Raises InvalidRequestError naming the field."""
@@ -50,6 +59,13 @@ class BeamSearchParams:
             stop=[self.stop] if isinstance(self.stop, str) else list(self.stop),
             stop_token_ids=list(self.stop_token_ids),
             min_tokens=self.min_tokens,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self.logit_bias,
+            bad_words=list(self.bad_words),
+            allowed_token_ids=self.allowed_token_ids,
+            structured_outputs=self.structured_outputs,
             logprobs=0,
         )
 

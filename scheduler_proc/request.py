@@ -66,6 +66,7 @@ class Request:
         "prompt_reported",
         "request_id",
         "row",
+        "scores",
         "seed",
         "setup_bytes",
         "status",
@@ -90,6 +91,7 @@ class Request:
         self.seed = submit.seed
         self.bad_words = submit.bad_words
         self.thinking = submit.thinking
+        self.scores = submit.scores
         self.priority = submit.priority
         self.cache_salt = submit.cache_salt
         self.arrival_ns = submit.arrival_ns

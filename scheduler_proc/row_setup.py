@@ -40,6 +40,7 @@ def encode(request: Request) -> bytes:
             history=request.tokens.tobytes() if request.wants_history else b"",
             thinking=request.thinking,
             logprob_ids=np.array(params.logprob_token_ids, np.int32).tobytes() if params.logprob_token_ids else b"",
+            scores=request.scores,
         )
     )
 

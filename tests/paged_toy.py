@@ -128,6 +128,9 @@ class PagedToy:
                 result.flags[at] = ResultFlag.NAN
             if setup.logprobs >= 0:
                 self._logprobs(setup, len(context), token, at, result)
+            if setup.scores and mask is not None:
+                listed = result.top_ids[at]
+                result.top_ids[at] = np.where((listed >= 0) & mask[listed], listed, EMPTY)
 
     def _embed(self, row: int, start: int, new: np.ndarray, flags: int, at: int, place: int, result: ResultColumns) -> int:
         """Write the row's toy vector if it is due; how many were."""

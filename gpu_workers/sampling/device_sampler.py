@@ -69,6 +69,8 @@ class DeviceSampler:
         self._blocks, self._max_masks = blocks, max_masks
         self._columns: dict[str, torch.Tensor] = {}
         self._stale = True  # the device's columns are not the host's
+        # Of the entries of the last `sample` whose rows have Feature.SCORES, in order.
+        self._scores: list[torch.Tensor] = []
         entries = min(num_rows, ENTRIES_AT_ONCE)
         self._edited = torch.empty(entries, vocab_size, dtype=torch.float32, device=device)
         self._partial = torch.empty(entries * kernels.parts_for(1, vocab_size, blocks) * kernels.PARTIAL, dtype=torch.int64, device=device)
@@ -126,11 +128,16 @@ class DeviceSampler:
         if logits.dtype == torch.float16:
             logits = logits.float()
         self._refresh()
+        scored = np.flatnonzero(self._params.features[entries.rows] & Feature.SCORES)
+        self._scores = []
+        if len(scored):
+            logits = self._with_logprobs(logits, scored)
         count, at_once = len(entries.rows), len(self._edited)
         tokens, nan = torch.empty((2, count), dtype=torch.int32, device=self._device)
         for first in range(0, count, at_once):
             some = slice(first, min(first + at_once, count))
             self._sample(logits[some], entries, some, tokens[some], nan[some])
+            self._scores += [self._edited[entry - first].clone() for entry in scored.tolist() if some.start <= entry < some.stop]
         self._end_thoughts(entries.rows, tokens)
         return tokens, nan
 
@@ -148,7 +155,7 @@ class DeviceSampler:
         rows: Index | None = None,
     ) -> DeviceLogprobs:
         """Log-probabilities of tokens int32[m], on the device, under rows `at` of the raw logits, with the widths[i] most likely, or with
-        the tokens that rows[i] of the batch names instead."""
+        the tokens that rows[i] of the batch names instead, or as the scores of the step just sampled where rows[i] wants these."""
         if logits.dtype == torch.float16:
             logits = logits.float()
         count, lists = len(at), self._upload({"at": at.astype(np.int32), "widths": widths.astype(np.int32)})
@@ -166,7 +173,31 @@ class DeviceSampler:
                 count = len(ids)
                 found = self.report(logits, np.full(count, at[place]), ids, np.zeros(count, np.int32))
                 columns.top_ids[place, :count], columns.top_logprobs[place, :count] = ids, found.logprob
+        scored = np.flatnonzero(self._params.features[rows] & Feature.SCORES) if rows is not None and self._scores else ()
+        if len(scored):
+            self._report_scores(columns, scored, tokens, widths)
         return columns
+
+    def _with_logprobs(self, logits: torch.Tensor, at: Index) -> torch.Tensor:
+        """A float32 copy of logits, in which rows `at` are log-probabilities."""
+        copy, places = logits.to(torch.float32, copy=True), self._upload({"at": at})["at"]
+        chosen = copy[places]
+        best = chosen.argmax(-1, keepdim=True)
+        found = self.report(logits, at, best[:, 0].to(torch.int32), np.zeros(len(at), np.int32))
+        copy[places] = chosen + (found.logprob[:, None] - chosen.gather(1, best))
+        return copy
+
+    def _report_scores(self, columns: DeviceLogprobs, at: Index, tokens: torch.Tensor, widths: npt.NDArray[np.integer]) -> None:
+        """Put what the last step's scores say into columns at `at`; see LogprobReporter.report_scores."""
+        scores, places = torch.stack(self._scores), self._upload({"at": at})["at"]
+        chosen = tokens[places]
+        found = self.report(scores, np.arange(len(at)), chosen, widths[at])
+        values = scores.gather(1, found.top_ids.clamp(min=0).long())
+        listed = (found.top_ids >= 0) & (values > -torch.inf)
+        columns.logprob[places] = scores.gather(1, chosen[:, None].long())[:, 0]
+        columns.rank[places] = found.rank
+        columns.top_ids[places] = torch.where(listed, found.top_ids, -1)
+        columns.top_logprobs[places] = torch.where(listed, values, 0.0)
 
     def _end_thoughts(self, rows: Index, tokens: torch.Tensor) -> None:
         """Rows whose reasoning must end get the token that ends it, in place."""
@@ -206,12 +237,14 @@ class DeviceSampler:
             return
         self._stale, params = False, self._params
         edits = self._edit_lists()
+        # The kernel keeps the edited logits of rows that draw.
+        temperature = np.where(params.features & Feature.SCORES, np.float32(1), params.temperature)
         stops = {row: (ids, np.zeros(0, np.float32)) for row, ids in params.stop_ids.items()}
         edit_spans, edit_ids, edit_values = self._spans(edits)
         stop_spans, stop_ids, _ = self._spans(stops)
         self._columns = self._upload(
             {
-                "temperature": params.temperature, "min_p": params.min_p, "top_k": params.top_k.astype(np.int32), "top_p": params.top_p,
+                "temperature": temperature, "min_p": params.min_p, "top_k": params.top_k.astype(np.int32), "top_p": params.top_p,
                 "seed": params.seed.view(np.int64), "min_position": params.min_position, "repetition": params.repetition,
                 "presence": params.presence, "frequency": params.frequency, "slot_of": self._slot_of, "allowed_of": self._allowed_of,
                 "edit_spans": edit_spans, "edit_ids": edit_ids, "edit_values": edit_values, "stop_spans": stop_spans, "stop_ids": stop_ids,

@@ -65,17 +65,36 @@ class LogprobReporter:
                 columns.top_ids[place, :count] = ids
                 columns.top_logprobs[place, :count] = found.logprob
 
+    def normalisers(self, logits: torch.Tensor) -> npt.NDArray[np.float64]:
+        """float64[m], the logarithm of the sum of exponentials of each row of float32[m, vocab]: subtracted, it gives log-probabilities."""
+        top = logits.amax(-1, keepdim=True)
+        # Once per row and on the host: the same logarithm whatever the batch.
+        return top[:, 0].double().cpu().numpy() + np.log(self._exact((logits - top).exp_()).sum(-1).cpu().numpy())
+
+    def report_scores(
+        self, columns: LogprobColumns, places: npt.NDArray[np.integer], scores: torch.Tensor, tokens: npt.NDArray[np.integer]
+    ) -> None:
+        """Put into the columns at `places` int[k] what scores float32[k, vocab] say, as they stand, of tokens int[k] and of as many of the
+        highest as are listed there; what is forbidden (-inf) is left out."""
+        chosen = scores.gather(1, torch.from_numpy(tokens.astype(np.int64)).to(scores.device)[:, None])
+        columns.logprob[places] = chosen[:, 0].cpu().numpy()
+        columns.rank[places] = 1 + (scores > chosen).sum(-1).cpu().numpy()
+        asked = columns.top_ids[places] >= 0
+        width = int(asked.sum(-1).max())
+        if width:
+            ids, values = (column.cpu().numpy() for column in most_likely(scores, width))
+            listed = asked[:, :width] & (values > -np.inf)
+            columns.top_ids[places, :width] = np.where(listed, ids, -1)
+            columns.top_logprobs[places, :width] = np.where(listed, values, 0)
+
     def _fill(
         self, columns: LogprobColumns, part: slice, logits: torch.Tensor, tokens: npt.NDArray[np.int64], widths: npt.NDArray[np.integer]
     ) -> None:
         known = (tokens >= 0) & (tokens < self._vocab_size)
         chosen = torch.from_numpy(np.where(known, tokens, 0)).to(logits.device)
-        top = logits.amax(-1, keepdim=True)
-        total = self._exact((logits - top).exp_()).sum(-1)
         value = logits.gather(1, chosen[:, None])
         rank = 1 + (logits > value).sum(-1)
-        # Once per row and on the host: the same logarithm whatever the batch.
-        normaliser = top[:, 0].double().cpu().numpy() + np.log(total.cpu().numpy())
+        normaliser = self.normalisers(logits)
         columns.logprob[part] = np.where(known, value[:, 0].double().cpu().numpy() - normaliser, -np.inf)
         columns.rank[part] = np.where(known, rank.cpu().numpy(), self._vocab_size)
         width = min(int(widths.max()), self._max_logprobs, self._vocab_size)

@@ -32,13 +32,14 @@ class Feature(enum.IntFlag):
     MIN_TOKENS = 256
     LOGPROBS = 512
     THINKING = 2048
+    SCORES = 4096
     GRAMMAR = 1024  # never in a row's own bits: set for the entries of one step that come with a mask
 
 
 FORBIDS = Feature.BAD_WORDS | Feature.MIN_TOKENS
 CHANGES = Feature.PENALTY | Feature.BIAS | Feature.ALLOWED | Feature.GRAMMAR | FORBIDS  # these alter logits, and so greedy rows too
 REMEMBERS = Feature.PENALTY | Feature.BAD_WORDS | Feature.THINKING  # later tokens of these depend on those sampled before
-CHOOSES = CHANGES | Feature.RANDOM  # without one of these a row's token is the argmax of its raw logits
+CHOOSES = CHANGES | Feature.RANDOM | Feature.SCORES  # without one of these a row's token is the argmax of its raw logits
 
 
 class BadWords:
@@ -137,7 +138,7 @@ class RowParams:
         self.repetition[row], self.presence[row] = each.repetition_penalty, each.presence_penalty
         self.frequency[row], self.min_position[row] = each.frequency_penalty, each.min_position
         self.logprobs[row], self.prompt_logprobs[row] = min(each.logprobs, self.max_logprobs), each.prompt_logprobs
-        if each.temperature >= GREEDY_BELOW:
+        if each.temperature >= GREEDY_BELOW and not each.scores:
             # The filters keep the most likely token, so greedy rows do without them.
             features |= Feature.RANDOM
             features |= Feature.TOP_K if 0 < each.top_k < self.vocab_size else 0
@@ -147,6 +148,7 @@ class RowParams:
             features |= Feature.PENALTY
         if each.logprobs >= 0:
             features |= Feature.LOGPROBS
+            features |= Feature.SCORES if each.scores else 0
         return features
 
 

@@ -129,18 +129,31 @@ def test_beams_of_several_prompts_and_in_chat(server: ApiServer, tokenizer: Toke
     assert len({each["message"]["content"] for each in choices}) == 2
 
 
+@pytest.mark.parametrize("field", ["structured_outputs", "response_format"])
+def test_beams_follow_a_grammar(server: ApiServer, field: str) -> None:
+    """The worker chooses the first allowed token from the prompt's on and the next few, of which the forbidden ones are no candidates."""
+    grammar: dict[str, Any] = {"choice": ["yes", "no"]}
+    if field == "response_format":
+        grammar = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"enum": ["yes", "no"]}}}
+    body = {"messages": USER, "use_beam_search": True, "n": 2, "max_tokens": 12, "early_stopping": "never", field: grammar}
+    status, answer = server.post(CHAT, body)
+    assert status == 200, answer
+    assert answer["choices"] and all(each["finish_reason"] == "stop" for each in answer["choices"])
+    assert {each["message"]["content"].strip('"') for each in answer["choices"]} <= {"yes", "no"}
+
+
 @pytest.mark.parametrize(
     "change, param",
     [
         ({"stream": True}, "stream"),
         ({"n": 10}, "n"),
         ({"stop": ["x", ""]}, "stop"),
-        ({"presence_penalty": 1}, "presence_penalty"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"allowed_token_ids": [5]}, "allowed_token_ids"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"logit_bias": {"5": "much"}}, "logit_bias"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"repetition_detection": {"max_pattern_size": 2}}, "repetition_detection"),
         ({"early_stopping": "soon"}, "early_stopping"),
         ({"length_penalty": 11}, "length_penalty"),
         ({"use_beam_search": False, "length_penalty": 2}, "length_penalty"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -90,6 +91,28 @@ def test_the_cpus_tokens_step_by_step(vocab: int) -> None:
         for row in rows.tolist():
             positions[row] += 1
     assert asked > 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_are_the_cpus(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr("gpu_workers.sampling.device_sampler.ENTRIES_AT_ONCE", 5)
+    rng, vocab = np.random.default_rng(8), 70
+    setups = [msgspec.structs.replace(random_setup(rng, row, vocab), scores=row % 4 > 0, logprobs=row % 6) for row in range(ROWS)]
+    device, cpu = device_sampler(vocab), sampler_for(setups, vocab, WIDTH)
+    device.setup(setups)
+    logits = torch.from_numpy(rng.normal(0, 3, (ROWS, vocab)).astype(np.float32)).to(dtype)
+    rows, positions = np.arange(ROWS), np.array([length(setup) for setup in setups], np.int64)
+    masks = {entry: rng.integers(-(2**31), 2**31, 3).astype(np.int32) for entry in (2, 4, 9)}
+    expected = cpu.sample(logits.float().clone(), rows, positions, np.array(list(masks), np.int64), np.stack(list(masks.values())))
+    assert expected.logprobs is not None
+    tokens, nan, on_device = sample(device, logits, rows, positions, masks)
+    scored = np.array([setup.scores for setup in setups])
+    assert not nan.any() and tokens[~scored].tolist() == expected.tokens[~scored].tolist()
+    reported, widths = device.reported(rows)
+    columns = device.report(logits, reported, on_device[torch.from_numpy(reported)], widths, reported)
+    assert columns.top_ids.tolist() == expected.logprobs.top_ids.tolist()
+    assert (expected.logprobs.top_ids >= 0).sum() > 10
+    assert columns.top_logprobs.numpy() == pytest.approx(expected.logprobs.top_logprobs, abs=1e-5)
 
 
 def test_float16_logits_and_more_entries_than_fit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,3 +119,20 @@ def test_stop_strings_end_results_as_stop_tokens_do(min_tokens: int) -> None:
         assert beam.stop_token == -1
         assert (beam.reason is FinishReason.STOP) == ends(tuple(beam.ids))
     assert len({beam.reason for beam in results}) == 2
+
+
+def test_a_complete_beam_is_a_result_as_it_stands() -> None:
+    """Two beams, of which one may not go on; with nothing at all that may follow, there is no result."""
+    search = BeamSearch(Wishes(width=2, early_stopping="never"), NO_STOP, 3)
+    search.step([(0.0, 1, [1, 2, -1], [-0.5, -1.0, 0.0])])
+    assert [beam.ids for beam in search.running] == [[1], [2]]
+    search.step([None, (0.0, 1, [3], [-1.0])])
+    assert [beam.ids for beam in search.results] == [[1]] and search.results[0].reason is FinishReason.STOP
+    search.step([(0.0, 1, [4], [-0.25])])
+    assert [(beam.ids, beam.score) for beam in search.results] == [([1], -0.5), ([2, 3, 4], pytest.approx(-0.75))]
+    nothing = BeamSearch(Wishes(width=2), NO_STOP, 3)
+    nothing.step([(0.0, 1, [-1, -1], [0.0, 0.0])])
+    assert not nothing.running and not nothing.results
+    empty = BeamSearch(Wishes(width=2), NO_STOP, 3)
+    empty.step([None])
+    assert [beam.ids for beam in empty.results] == [[]]

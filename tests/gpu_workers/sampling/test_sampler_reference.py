@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -91,6 +94,39 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
         assert not columns.top_logprobs[place, count:].any()
         if token in best:
             assert columns.top_logprobs[place, best.index(token)] == columns.logprob[place]  # to the bit: clients compare them
+
+
+def test_scores_are_the_changed_log_probabilities() -> None:
+    rng = np.random.default_rng(5)
+    vocab, width, number = 90, 9, 30
+    setups = [ref.random_setup(rng, row, vocab) for row in range(number)]
+    setups = [msgspec.structs.replace(each, scores=each.row % 3 > 0, logprobs=each.row % 8) for each in setups]
+    logits = torch.from_numpy(rng.normal(0, 3, (number, vocab)).astype(np.float32))
+    positions = np.array([len(ref.tokens_of(setup)) for setup in setups])
+    masked = np.flatnonzero(rng.random(number) < 0.4)
+    allowed = rng.random((len(masked), 96)) < 0.5
+    allowed[:, vocab:] = False
+    masks = np.packbits(allowed, axis=1, bitorder="little").view(np.int32)
+    sampler = ref.sampler_for(setups, vocab, width)
+    raw = torch.log_softmax(logits.double(), -1).tolist()
+    sampled = sampler.sample(logits.clone(), ref.rows_of(setups), positions, masked, masks)
+    others = ref.sampler_for([msgspec.structs.replace(each, scores=False) for each in setups], vocab, width)
+    plain = others.sample(logits.clone(), ref.rows_of(setups), positions, masked, masks)
+    assert sampled.logprobs is not None and plain.logprobs is not None and len(sampled.logprobs.at) == number
+    for entry, setup in enumerate(setups):
+        got = [column[entry] for column in (sampled.logprobs.top_ids, sampled.logprobs.top_logprobs)]
+        if not setup.scores:
+            assert sampled.tokens[entry] == plain.tokens[entry]
+            assert got[0].tolist() == plain.logprobs.top_ids[entry].tolist()
+            continue
+        values = ref.changed(raw[entry], setup, int(positions[entry]))
+        if entry in masked:
+            mask = allowed[masked.tolist().index(entry)]
+            values = [value if mask[token] else -math.inf for token, value in enumerate(values)]
+        best = sorted((token for token in range(vocab) if values[token] > -math.inf), key=lambda token: -values[token])[: setup.logprobs]
+        assert got[0].tolist() == best + [-1] * (width - len(best))
+        assert got[1][: len(best)] == pytest.approx([values[token] for token in best], abs=1e-5)
+        assert not got[1][len(best) :].any()
 
 
 def test_prompt_logprobs_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
