@@ -29,6 +29,7 @@ from frontend.file_store import OUTPUT, FileStore
 from frontend.http_errors import HttpError
 from frontend.preparation import BEHIND_CLIENTS
 from frontend.schemas.batches import MAX_CUSTOM_ID, BatchLine
+from frontend.schemas.embeddings import BYTE_FORMATS
 from frontend.sse import encode
 from frontend.state_dir import StateDir
 
@@ -232,6 +233,10 @@ class BatchRunner:
             for name in ("stream", "background"):
                 if line.body.get(name):
                     raise HttpError(400, f"{name} is not possible in a batch", name, "not_supported")
+            if line.body.get("encoding_format") in BYTE_FORMATS:
+                raise HttpError(
+                    400, "encoding_format may be float or base64 in a batch, whose results are JSON", "encoding_format", "not_supported"
+                )
             BEHIND_CLIENTS.set(True)
             request = background_request(self._connection, line.url, encode(line.body))
             response = await self._handlers[line.url](self._app, request)

@@ -32,12 +32,14 @@ _ERRORS = {
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of a path. answer: None for what is no JSON. stream: how the answer also may come. query: name to JSON schema."""
+    """One method of a path. answer: None for what is no JSON. stream, raw: how the answer also may come, in parts or as bytes. query: name
+    to JSON schema."""
 
     summary: str
     answer: Any = None
     body: type[msgspec.Struct] | None = None
     stream: str = ""
+    raw: str = ""
     kind: str = "application/json"
     form: dict[str, Any] | None = None
     query: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +82,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/responses/{response_id}/input_items"): Operation("What a response answers", answers.ItemList, query=_page(100, **_ORDER)),
     ("POST", "/v1/messages"): Operation("Anthropic's messages", answers.Message, MessagesRequest, SSE),
     ("POST", "/v1/messages/count_tokens"): Operation("Count a prompt's tokens", answers.TokenCount, MessagesRequest),
-    ("POST", "/v1/embeddings"): Operation("Vectors of texts", answers.Embeddings, EmbeddingRequest),
+    ("POST", "/v1/embeddings"): Operation("Vectors of texts", answers.Embeddings, EmbeddingRequest, raw=BYTES),
     ("GET", "/v1/files"): Operation("List files", answers.FileList, query=_page(10_000, purpose={"enum": [*PURPOSES, OUTPUT]}, **_ORDER)),
     ("POST", "/v1/files"): Operation("Upload a file", answers.File, form=_UPLOAD),
     ("GET", "/v1/files/{file_id}"): Operation("A file", answers.File),
@@ -166,6 +168,8 @@ def _responses(path: str, operation: Operation, known: dict[str, Any]) -> dict[s
     content: dict[str, Any] = {operation.kind: {"schema": schema}}
     if operation.stream:
         content[operation.stream] = {"schema": {"type": "string", "description": "when the request asks for a stream"}}
+    if operation.raw:
+        content[operation.raw] = {"schema": {"type": "string", "format": "binary", "description": "when the request asks for bytes"}}
     errors = [known[_key(_ERRORS[dialect_of_path(path)])]]
     if operation.anthropic is not None:
         errors.append(known[_key(_ERRORS[Dialect.ANTHROPIC])])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
+import json
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from frontend.preparation import Truncation
 from frontend.schemas.embeddings import EmbeddingRequest
 from frontend.schemas.numbers import integer
 from frontend.tools import NO_TOOLS
-from frontend.vector_bytes import packed
+from frontend.vector_bytes import F32, packed
 from frontend.vectors import VectorStream
 
 if TYPE_CHECKING:
@@ -50,18 +52,41 @@ async def create(app: App, request: web.BaseRequest) -> web.Response:
         cache_salt=body.cache_salt or "",
         timeout=body.timeout,
     )
-    data: list[dict[str, Any]] = []
-    for index, stream in enumerate(streams):
-        vector = vectors.finish(stream.vector, dimensions, body.normalized)
-        shown: str | list[float] = vector.tolist()
-        if body.encoding_format == "base64":
-            shown = base64.b64encode(packed(vector, body.embed_dtype or "float32", body.endianness or "native")).decode()
-        data.append({"object": "embedding", "index": index, "embedding": shown})
+    found = [vectors.finish(stream.vector, dimensions, body.normalized) for stream in streams]
     count = count_tokens(streams)
-    usage = {"prompt_tokens": count, "total_tokens": count}
-    return json_answer(
-        {"id": identity, "object": "list", "created": int(time.time()), "model": app.spec.model.name, "data": data, "usage": usage}
-    )
+    about: dict[str, Any] = {
+        "id": identity,
+        "created": int(time.time()),
+        "model": app.spec.model.name,
+        "usage": {"prompt_tokens": count, "total_tokens": count},
+    }
+    if body.as_bytes:
+        return _bytes_answer(body, found, about)
+    data: list[dict[str, Any]] = []
+    for index, vector in enumerate(found):
+        shown = base64.b64encode(_packed(body, vector)).decode() if body.encoding_format == "base64" else vector.tolist()
+        data.append({"object": "embedding", "index": index, "embedding": shown})
+    return json_answer({**about, "object": "list", "data": data})
+
+
+def _packed(body: EmbeddingRequest, vector: F32) -> bytes:
+    return packed(vector, body.embed_dtype or "float32", body.endianness or "native")
+
+
+def _bytes_answer(body: EmbeddingRequest, found: list[F32], about: dict[str, Any]) -> web.Response:
+    """The vectors' bytes, one after the other; with `bytes`, the header `metadata` says where each is, in vLLM's shape."""
+    content = [_packed(body, vector) for vector in found]
+    headers = {}
+    if body.encoding_format == "bytes":
+        form = {"embed_dtype": body.embed_dtype or "float32", "endianness": body.endianness or "native"}
+        ends = list(itertools.accumulate(map(len, content), initial=0))
+        data = [
+            {"index": index, **form, "start": start, "end": end, "shape": list(vector.shape)}
+            for index, (vector, (start, end)) in enumerate(zip(found, itertools.pairwise(ends)))
+        ]
+        # ASCII, and escaped: a model's or a request's name may hold anything.
+        headers["metadata"] = json.dumps({**about, "data": data})
+    return web.Response(body=b"".join(content), headers=headers, content_type="application/octet-stream")
 
 
 async def compute(

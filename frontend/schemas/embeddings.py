@@ -19,7 +19,8 @@ from frontend.schemas.prompts import prompts_of
 from frontend.vector_bytes import DTYPES, ENDIANNESS
 from ipc.errors import InvalidRequestError
 
-FORMATS = ("float", "base64")
+BYTE_FORMATS = ("bytes", "bytes_only")
+FORMATS = ("float", "base64", *BYTE_FORMATS)
 REFUSED: dict[str, tuple[Any, ...]] = {
     "padding": (False,),
     "mm_processor_kwargs": ({},),
@@ -31,7 +32,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
     """input: a text, texts, token ids, or lists of token ids; or messages, a conversation of which the chat template makes the text.
 
     add_generation_prompt (false unless said), continue_final_message, chat_template_kwargs: of the template. use_activation: vLLM's newer
-    name of normalize. embed_dtype, endianness: of base64. timeout: ours, in seconds.
+    name of normalize. embed_dtype, endianness: of all formats but float. timeout: ours, in seconds.
     """
 
     input: str | list[Any] | None = None
@@ -64,7 +65,9 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
             if value is not None and value not in harmless:
                 raise not_supported(f"{name} is not supported by this version of quire", name)
         if self.encoding_format not in (None, *FORMATS):
-            raise InvalidRequestError(f"encoding_format must be float or base64, got {self.encoding_format!r:.40}", "encoding_format")
+            raise InvalidRequestError(
+                f"encoding_format must be one of {', '.join(FORMATS)}, got {self.encoding_format!r:.40}", "encoding_format"
+            )
         for name, known in (("embed_dtype", DTYPES), ("endianness", ENDIANNESS)):
             if getattr(self, name) not in (None, *known):
                 raise InvalidRequestError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r:.40}", name)
@@ -75,6 +78,11 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
         if self.normalize is not None and self.use_activation is not None and self.normalize != self.use_activation:
             raise InvalidRequestError("normalize and use_activation contradict each other", "normalize")
         check_place(self, policy)
+
+    @property
+    def as_bytes(self) -> bool:
+        """Whether the answer is no JSON but the vectors' bytes."""
+        return self.encoding_format in BYTE_FORMATS
 
     @property
     def normalized(self) -> bool:

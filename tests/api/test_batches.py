@@ -179,8 +179,12 @@ def test_other_endpoints(client: openai.OpenAI) -> None:
     [record] = records(client, ended(client, begin(client, lines, responses).id).output_file_id)
     assert record["response"]["body"]["object"] == "response"
     embeddings = "/v1/embeddings"
-    lines = [{**line("a", embeddings), "body": {"input": ["hi", "ho"], "dimensions": 8}}]
-    [record] = records(client, ended(client, begin(client, lines, embeddings).id).output_file_id)
+    lines = [{**line(name, embeddings), "body": {"input": ["hi", "ho"], "dimensions": 8}} for name in "ab"]
+    lines[1]["body"]["encoding_format"] = "bytes"
+    batch = ended(client, begin(client, lines, embeddings).id)
+    [refused] = records(client, batch.error_file_id)
+    assert refused["response"]["body"]["error"]["param"] == "encoding_format"
+    [record] = records(client, batch.output_file_id)
     assert [len(each["embedding"]) for each in record["response"]["body"]["data"]] == [8, 8]
 
 

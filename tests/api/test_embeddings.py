@@ -90,6 +90,35 @@ def test_number_formats_of_base64(server: ApiServer) -> None:
     assert server.post("/v1/embeddings", {"input": ids, "embed_dtype": "float16"})[1]["data"][0]["embedding"] == whole.tolist()
 
 
+@pytest.mark.parametrize("form", ["bytes", "bytes_only"])
+def test_bytes(server: ApiServer, form: str) -> None:
+    """The same numbers as in JSON, one vector after the other; the header says where each is."""
+    inputs = [[300, 17, 300, 41], [5, 6], [7]]
+    wanted = server.post("/v1/embeddings", {"input": inputs, "dimensions": 9})[1]
+    for dtype, endianness in (("float32", None), ("bfloat16", "big"), ("fp8_e4m3", "little")):
+        body = {
+            "input": inputs,
+            "dimensions": 9,
+            "encoding_format": form,
+            "embed_dtype": dtype,
+            "endianness": endianness,
+            "request_id": "é\n",
+        }
+        status, headers, raw = server.request("POST", "/v1/embeddings", body)
+        assert status == 200 and headers["content-type"] == "application/octet-stream"
+        parts = [packed(np.array(each["embedding"], np.float32), dtype, endianness or "native") for each in wanted["data"]]
+        assert raw == b"".join(parts)
+        if form == "bytes_only":
+            assert "metadata" not in headers
+            continue
+        about = json.loads(headers["metadata"])
+        assert about.keys() == {"id", "created", "model", "data", "usage"}
+        assert (about["id"], about["model"], about["usage"]) == ("é\n", "demo", wanted["usage"])
+        for index, (entry, part) in enumerate(zip(about["data"], parts, strict=True)):
+            assert raw[entry.pop("start") : entry.pop("end")] == part
+            assert entry == {"index": index, "embed_dtype": dtype, "endianness": endianness or "native", "shape": [9]}
+
+
 def test_truncation_and_counters(server: ApiServer) -> None:
     before = server.stat(Stat.EMBEDDINGS)
     body = {"input": [list(range(100, 150))], "truncate_prompt_tokens": 3, "normalize": False}
@@ -117,7 +146,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": "a", "dimensions": 0}, "dimensions"),
     ({"input": "a", "dimensions": HIDDEN + 1}, "dimensions"),
     ({"input": "a", "dimensions": 1.5}, "dimensions"),
-    ({"input": "a", "encoding_format": "bytes"}, "encoding_format"),
+    ({"input": "a", "encoding_format": "Bytes"}, "encoding_format"),
+    ({"input": "a", "encoding_format": "bytes", "embed_dtype": "int8"}, "embed_dtype"),
     ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
     ({"input": "a", "truncate_prompt_tokens": 10**6}, "truncate_prompt_tokens"),
     ({"input": "a", "truncation_side": "middle"}, "truncation_side"),
