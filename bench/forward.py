@@ -53,9 +53,8 @@ class Forward:
 
     def wait(self) -> None:
         """Until all kernels are compiled."""
-        for compiling in (self.device.products, self.device.attention_kernel, self.device.fused_ops):
-            if compiling is not None:
-                compiling.wait(300)
+        for kernels in self.device.compiling:
+            kernels.wait(300)
 
     def step(self, rows: int, new: int, start: int) -> None:
         """One step of `rows` rows with `new` tokens each after `start` others."""

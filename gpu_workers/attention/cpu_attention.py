@@ -8,9 +8,6 @@ cpu_paged.py computes the same with torch; it serves while this is being compile
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +16,11 @@ import torch
 from gpu_workers.attention import HeadNorms
 from gpu_workers.batch import StepInputs
 from gpu_workers.device.base import AttentionShape
+from gpu_workers.device.compiling import Compiling
 from gpu_workers.layers.rotary import Rotary
 
 if TYPE_CHECKING:
     from gpu_workers.kv_cache import KVCache
-
-log = logging.getLogger(__name__)
 
 # Below this many multiplications a step's attention runs on the calling thread: waking the others costs more.
 WORTH_THREADS = 2**19
@@ -39,28 +35,22 @@ PART_KEYS = 256
 NUM_ARGUMENTS = 40
 
 
-class AttentionKernel:
-    """The kernel of one shape; `ready` once it is compiled, which happens in a thread of its own."""
+class AttentionKernel(Compiling):
+    """The kernel of one shape."""
 
     def __init__(self, shape: AttentionShape, threads: int) -> None:
-        self.ready = False
+        super().__init__("attention kernels")
         self._shape, self._threads = shape, threads
         self._arguments = np.zeros(NUM_ARGUMENTS, np.int64)
+        self._arguments[COUNTERS] = self._arguments.ctypes.data + NEXT_TILE * self._arguments.itemsize
         self._launch: Any = None
         self._scratch_bytes: Any = None
         self._used = 1
         self._tokens = max(1, min(TILE_TOKENS, TILE_ROWS // shape.group))
         self._keep: tuple[Any, ...] = ()
         self._scratch = self._partials = np.empty(0, np.uint8)
-        self._thread = threading.Thread(target=self._compile, name="compile-attention", daemon=True)
         if shape.dtype in (torch.float32, torch.bfloat16):
-            self._thread.start()
-
-    def wait(self, timeout: float) -> bool:
-        """Whether the kernel is ready within `timeout` seconds."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return self.ready
+            self.start()
 
     def plan(self, step: StepInputs, scale: float) -> None:
         """Prepare what is the same for all layers of this step."""
@@ -126,22 +116,13 @@ class AttentionKernel:
         a[NEXT_TILE] = a[NEXT_PART] = 0
         self._launch(self._used)
 
-    def _compile(self) -> None:
-        began = time.monotonic()
-        try:
-            from gpu_workers.device.cpu_native import launcher
+    def build(self, cache: bool) -> bool:
+        from gpu_workers.device.cpu_native import launcher
 
-            kernel = self._kernel()
-            self._arguments[COUNTERS] = self._arguments.ctypes.data + NEXT_TILE * self._arguments.itemsize
-            self._launch = launcher(kernel, self._arguments)
-        except Exception as error:
-            # Whatever numba, the cache directory or a missing libgomp may raise: torch computes the same, more slowly.
-            log.warning("attention stays with torch: %s: %s", type(error).__name__, error)
-            return
-        self.ready = True
-        log.debug("attention compiled in %.1f s", time.monotonic() - began)
+        self._launch = launcher(self._kernel(cache), self._arguments)
+        return True
 
-    def _kernel(self) -> Any:
+    def _kernel(self, cache: bool) -> Any:
         from gpu_workers.attention import cpu_attention_kernel
         from gpu_workers.device import cpu_tiles
 
@@ -154,6 +135,7 @@ class AttentionKernel:
                 self._scratch_bytes = lambda keys: cpu_tile_kernel.scratch_bytes(shape.head_dim, shape.group)
                 self._configuration = cpu_tiles.configuration()
                 self._arguments[TILE_CONFIGURATION] = self._configuration.ctypes.data
-                return cpu_tile_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size)
+                return cpu_tile_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, cache)
         self._scratch_bytes = lambda keys: cpu_attention_kernel.scratch_bytes(shape.head_dim, shape.group, self._tokens, keys)
-        return cpu_attention_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, shape.dtype == torch.bfloat16)
+        bf16 = shape.dtype == torch.bfloat16
+        return cpu_attention_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, bf16, cache)

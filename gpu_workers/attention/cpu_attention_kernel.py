@@ -62,18 +62,11 @@ def scratch_bytes(dim: int, group: int, tokens: int, keys: int) -> int:
     return 4 * (max(tile, group * (keys + 2 * dim)) + dim + 64)
 
 
-def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool) -> Any:
-    """The kernel for these sizes, from numba's cache if it was compiled on this machine before.
+def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool, cache: bool) -> Any:
+    """The kernel for these sizes. numba's cache lies beside this file like a .pyc, or in the user's own cache directory.
 
-    The cache lies beside this file like a .pyc, or in the user's own cache directory where that is not writable.
+    Raises RuntimeError if it is to cache and may write to neither.
     """
-    try:
-        return _compiled(head_dim, group, kv_heads, block_size, bf16, True)
-    except RuntimeError:  # numba found no directory that it may write to
-        return _compiled(head_dim, group, kv_heads, block_size, bf16, False)
-
-
-def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool, cache: bool) -> Any:
     dim, size, heads = head_dim, block_size, group
     all_heads = (group + 2) * kv_heads
     dtype = np.uint16 if bf16 else np.float32

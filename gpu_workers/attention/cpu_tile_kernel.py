@@ -71,15 +71,11 @@ def scratch_bytes(dim: int, group: int) -> int:
     return blocks * block + KEYS * (COLUMNS * (4 + 2 + 2) + dim * 2) + 4096
 
 
-def compiled(head_dim: int, group: int, kv_heads: int, block_size: int) -> Any:
-    """The kernel for these sizes, from numba's cache if it was compiled on this machine before."""
-    try:
-        return _compiled(head_dim, group, kv_heads, block_size, True)
-    except RuntimeError:  # numba found no directory that it may write to
-        return _compiled(head_dim, group, kv_heads, block_size, False)
+def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: bool) -> Any:
+    """The kernel for these sizes. numba's cache lies beside this file like a .pyc, or in the user's own cache directory.
 
-
-def _compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: bool) -> Any:
+    Raises RuntimeError if it is to cache and may write to neither.
+    """
     dim, size, heads = head_dim, block_size, group
     all_heads = (group + 2) * kv_heads
     token_tile = tile_tokens(group)

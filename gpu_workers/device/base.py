@@ -76,6 +76,10 @@ class Device(Protocol):
         """The weight [out, in] rounded to a quantization that passed the check."""
         ...
 
+    def round_gated(self, weight: torch.Tensor, name: str, activation: str) -> PackedLinear | None:
+        """The same for a product that gives activation(gate) * up of its outputs; None where that takes two steps."""
+        ...
+
     def close(self) -> None:
         """End what still runs in the background, before the process ends."""
         ...

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runner, Serving
+from gpu_workers.device.compiling import Compiling
 from gpu_workers.kv_cache import bytes_per_block
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
@@ -63,7 +64,8 @@ class CPUDevice:
         self.threads = config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // self.num_workers)
         self.attention_kernel: AttentionKernel | None = None
         self.fused_ops: CPUOps | None = None
-        self.products: PanelProducts | TileProducts | None = None
+        self._panels: PanelProducts | None = None
+        self._tiles: TileProducts | None = None
         self._quantization = config.model.quantization
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
@@ -96,17 +98,17 @@ class CPUDevice:
         return torch.from_numpy(raw).view(dtype).view(shape)
 
     def pack_linear(self, weight: torch.Tensor) -> PackedLinear | None:
-        if isinstance(self.products, TileProducts):
-            return TileLinear(self.products, weight)
+        if self._tiles is not None and not self._tiles.int8:
+            return TileLinear(self._tiles, weight)
         if _can_pack(weight.dtype):
             return _MkldnnLinear(weight)
-        if weight.dtype == torch.bfloat16 and isinstance(self.products, PanelProducts):
-            return PanelLinear(self.products, "bfloat16", weight)
+        if weight.dtype == torch.bfloat16 and self._panels is not None:
+            return PanelLinear(self._panels, "bfloat16", weight)
         return None
 
     def pack_gated(self, weight: torch.Tensor, activation: str) -> PackedLinear | None:
-        if isinstance(self.products, TileProducts) and activation == "silu" and weight.shape[0] % GATED_MULTIPLE == 0:
-            return TileLinear(self.products, weight, gated=True)
+        if self._tiles is not None and not self._tiles.int8 and _can_gate(weight, activation):
+            return TileLinear(self._tiles, weight, gated=True)
         return None
 
     def check_quantization(self, name: str, dtype: torch.dtype) -> None:
@@ -115,8 +117,16 @@ class CPUDevice:
             raise ConfigError(f"--quantization {name}: the CPU's kernels work with --dtype bfloat16 or float32, not {kind}")
 
     def round_linear(self, weight: torch.Tensor, name: str) -> PackedLinear:
-        assert isinstance(self.products, PanelProducts)
-        return PanelLinear(self.products, name, rounded(weight, BITS[name]))
+        few_bits = rounded(weight, BITS[name])
+        if self._tiles is not None and name == "int8":
+            return TileLinear(self._tiles, few_bits)
+        assert self._panels is not None
+        return PanelLinear(self._panels, name, few_bits)
+
+    def round_gated(self, weight: torch.Tensor, name: str, activation: str) -> PackedLinear | None:
+        if self._tiles is not None and name == "int8" and _can_gate(weight, activation):
+            return TileLinear(self._tiles, rounded(weight, BITS[name]), gated=True)
+        return None
 
     def close(self) -> None:
         """Nothing to end: kernels that still compile go with the process (gpu_workers/run.py)."""
@@ -126,13 +136,22 @@ class CPUDevice:
         return self.fused_ops
 
     def prepare(self, shape: AttentionShape, weight_bytes: int) -> None:
-        if self._quantization != "none":
-            self.products = PanelProducts({self._quantization, "int8"}, shape.dtype, self.threads)
-        elif shape.dtype == torch.bfloat16 and has_matrix_unit():
-            self.products = TileProducts(self.threads)
-        elif shape.dtype == torch.bfloat16 and not _can_pack(shape.dtype):
-            self.products = PanelProducts({"bfloat16"}, shape.dtype, self.threads)
+        on_tiles = shape.dtype == torch.bfloat16 and has_matrix_unit()
+        # The head of an int4 model is int8.
+        formats = set() if self._quantization == "none" else {self._quantization, "int8"}
+        if on_tiles:
+            self._tiles = TileProducts("int8" in formats, self.threads)
+            formats.discard("int8")
+        elif shape.dtype == torch.bfloat16 and not formats and not _can_pack(shape.dtype):
+            formats = {"bfloat16"}
+        if formats:
+            self._panels = PanelProducts(formats, shape.dtype, self.threads)
         self.attention_kernel = AttentionKernel(shape, self.threads)
+
+    @property
+    def compiling(self) -> list[Compiling]:
+        """Kernels that are or will be there; torch computes the same without them."""
+        return [kernels for kernels in (self._panels, self._tiles, self.attention_kernel, self.fused_ops) if kernels is not None]
 
     def explain(self, error: BaseException) -> BaseException:
         return error
@@ -176,6 +195,11 @@ class _MkldnnLinear:
         if self._plain is not None and x.shape[0] <= FEW_ROWS:
             return F.linear(x, self._plain, bias)
         return self._multiply(x, self._packed, bias, "none", [], "")
+
+
+def _can_gate(weight: torch.Tensor, activation: str) -> bool:
+    """Whether a product on tiles may apply the activation to this layer's outputs."""
+    return activation == "silu" and weight.shape[0] % GATED_MULTIPLE == 0
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

@@ -1,8 +1,9 @@
 """AMX, the matrix unit of newer Intel CPUs, for compiled loops (cpu_native.py).
 
 A thread has eight tiles of 16 rows of 64 bytes. `dot` adds to tile c, float32 [16, 16], the product of tile a, bfloat16 [16, 32], and tile
-b, bfloat16 [16 pairs of inner index, 16 columns, 2]. A kernel calls `configure` in each thread before and `release` after; between the two
-nothing else may use tiles. The instructions are written as inline assembly, since numba's vectors have no type for a tile.
+b, bfloat16 [16 pairs of inner index, 16 columns, 2]; `dot_int8` does it in int32 for int8 [16, 64] and [16 fours, 16 columns, 4]. A kernel
+calls `configure` in each thread before and `release` after; between the two nothing else may use tiles. The instructions are written as
+inline assembly, since numba's vectors have no type for a tile.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from numba import types
 from numba.extending import intrinsic
 
 ROWS = COLUMNS = 16
-# Inner indices of one `dot`, and bytes of a tile.
-DEPTH, BYTES = 32, 1024
+# Inner indices of one `dot`, bytes of a tile and of its rows.
+DEPTH, BYTES, ROW_BYTES = 32, 1024, 64
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): Linux lets a process use tiles once it has asked.
 _ARCH_PRCTL, _ASK, _TILE_DATA = 158, 0x1023, 18
 _I64 = ir.IntType(64)
 
 
 def available() -> bool:
-    """Whether this CPU multiplies bfloat16 tiles, beside 512-bit vectors, and the kernel lets this process do so."""
+    """Whether this CPU multiplies bfloat16 and int8 tiles, beside 512-bit vectors, and the kernel lets this process do so."""
     features = llvmlite.binding.get_host_cpu_features()
-    if sys.platform != "linux" or not all(features.get(name) for name in ("amx-tile", "amx-bf16", "avx512f", "avx512bw")):
+    wanted = ("amx-tile", "amx-bf16", "amx-int8", "avx512f", "avx512bw")
+    if sys.platform != "linux" or not all(features.get(name) for name in wanted):
         return False
     llvmlite.binding.initialize_native_asmparser()
     return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK, _TILE_DATA) == 0)
@@ -38,7 +40,7 @@ def configuration() -> np.ndarray:
     """What `configure` reads: palette 1, all eight tiles of full size."""
     block = np.zeros(64, np.uint8)
     block[0] = 1
-    block[16:32].view(np.uint16)[:] = BYTES // ROWS
+    block[16:32].view(np.uint16)[:] = ROW_BYTES
     block[48:56] = ROWS
     return block
 
@@ -64,6 +66,10 @@ def store(builder: ir.IRBuilder, tile: int, address: ir.Value, stride: ir.Value)
 
 def dot(builder: ir.IRBuilder, c: int, a: int, b: int) -> None:
     emit(builder, f"tdpbf16ps %tmm{b}, %tmm{a}, %tmm{c}")
+
+
+def dot_int8(builder: ir.IRBuilder, c: int, a: int, b: int) -> None:
+    emit(builder, f"tdpbssd %tmm{b}, %tmm{a}, %tmm{c}")
 
 
 @intrinsic

@@ -82,6 +82,9 @@ class CUDADevice:
     def round_linear(self, weight: torch.Tensor, name: str) -> PackedLinear:
         raise NotImplementedError("check_quantization refuses them all")
 
+    def round_gated(self, weight: torch.Tensor, name: str, activation: str) -> PackedLinear | None:
+        raise NotImplementedError("check_quantization refuses them all")
+
     def close(self) -> None:
         if self._runner is not None:
             self._runner.close()

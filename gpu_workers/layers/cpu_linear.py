@@ -7,30 +7,28 @@ of a float32 product. Until they are compiled, torch computes from the plain wei
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gpu_workers.device.compiling import Compiling
 from gpu_workers.quantization.rounding import GROUP, Rounded
-
-log = logging.getLogger(__name__)
 
 FORMATS = ("bfloat16", "int8", "int4")
 # Rows of a block, and how many inputs a turn of the inner loop takes: few rows need more sums side by side to keep the CPU busy.
 HEIGHTS = ((1, 4), (2, 2), (4, 2), (6, 2))
 # Inputs are filled up with zeros to a multiple of what a loop takes at once.
-MULTIPLE = {"bfloat16": 4, "int8": GROUP, "int4": GROUP}
+MULTIPLE = {"bfloat16": 4, "int8": 4, "int4": GROUP}
 # More rows than this take turns, which bounds the memory for their float32 copy.
 ROWS_AT_ONCE = 1026
-# From so many rows on, weights of few bits are multiplied by the matrix unit where the CPU has one; TILE_BYTES of rows at a time, which
-# shall stay in the second cache.
-TILE_ROWS = {"int8": 4, "int4": 4}
+# From so many rows on, int4 weights are multiplied by the matrix unit where the CPU has one; TILE_BYTES of rows at a time, which shall stay
+# in the second cache.
+TILE_ROWS = 16
 TILE_BYTES = 2 * 2**20
+# Whether CPUs with VNNI shall multiply int4 weights as whole numbers.
+USE_VNNI = True
 # Each thread lays out all rows for itself up to so many numbers: less work than waiting for the others.
 ALONE = 2**15
 # Threads take panels in portions: at least so many portions per thread, of at most so many panels.
@@ -38,85 +36,73 @@ PORTIONS, PORTION_MOST = 8, 16
 SUMS_BYTES = 1024
 
 
-class PanelProducts:
-    """The kernels for weights of some formats and activations of one dtype; `ready` once they are compiled, in a thread of their own."""
+class PanelProducts(Compiling):
+    """The kernels for weights of some formats and activations of one dtype."""
 
     def __init__(self, formats: set[str], dtype: torch.dtype, threads: int) -> None:
-        self.ready = False
+        super().__init__("matrix products")
         self.dtype, self.threads = dtype, threads
         self.kernels: Any = None
         self._formats = sorted(formats)
         self._products: dict[tuple[str, int], Any] = {}
         self._packers: dict[str, Any] = {}
-        # On tiles, by format: there are none without a matrix unit.
+        # int4 on tiles, where there is a matrix unit; int4 by VNNI, where there are these instructions.
         self.tiles: Any = None
-        self._tiled: dict[str, Any] = {}
+        self._tiled: Any = None
+        self.vnni: Any = None
         self.configuration = np.empty(0, np.uint8)
         self._scratch = np.empty(0, np.uint8)
-        self._thread = threading.Thread(target=self._compile, name="compile-products", daemon=True)
+        self._scratch_at = 0
         if formats:
-            self._thread.start()
-
-    def wait(self, timeout: float) -> bool:
-        """Whether the kernels are ready within `timeout` seconds."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return self.ready
+            self.start()
 
     def scratch(self, size: int) -> int:
         """The address of `size` bytes that any product may overwrite."""
         if self._scratch.size < size:
             self._scratch = np.empty(size, np.uint8)
-        return int(self._scratch.ctypes.data)
+            self._scratch_at = self._scratch.ctypes.data
+        return self._scratch_at
 
     def launchers(self, name: str, arguments: np.ndarray) -> dict[int, Any]:
         """The kernels of a format by their blocks' height, over these arguments."""
         from gpu_workers.device.cpu_native import launcher
 
-        return {height: launcher(self._products[name, height], arguments) for height, _ in HEIGHTS}
+        return {height: launcher(kernel, arguments) for (of, height), kernel in self._products.items() if of == name}
 
     def tile_launcher(self, name: str, arguments: np.ndarray) -> Any:
         """The kernel on tiles, or None."""
         from gpu_workers.device.cpu_native import launcher
 
-        return launcher(self._tiled[name], arguments) if name in self._tiled else None
+        return launcher(self._tiled, arguments) if self._tiled is not None and name == "int4" else None
 
     def pack(self, name: str, arguments: np.ndarray) -> None:
         from gpu_workers.device.cpu_native import run
 
         run(self._packers[name], arguments, self.threads)
 
-    def _compile(self) -> None:
-        began = time.monotonic()
-        try:
-            from gpu_workers.layers import cpu_linear_kernels as kernels
-
-            self.kernels = kernels
-            try:
-                self._build(True)
-            except RuntimeError:  # numba found no directory for its cache
-                self._build(False)
-        except Exception as error:
-            # Whatever numba or a missing libgomp may raise: torch computes the same, more slowly.
-            log.warning("matrix products stay with torch: %s: %s", type(error).__name__, error)
-            return
-        self.ready = True
-        log.debug("matrix products compiled in %.1f s", time.monotonic() - began)
-
-    def _build(self, cache: bool) -> None:
+    def build(self, cache: bool) -> bool:
         from gpu_workers.device import cpu_tiles
+        from gpu_workers.layers import cpu_linear_kernels as kernels
 
-        kernels, bf16 = self.kernels, self.dtype == torch.bfloat16
+        self.kernels, bf16 = kernels, self.dtype == torch.bfloat16
+        if bf16 and "int4" in self._formats and USE_VNNI:
+            from gpu_workers.layers import cpu_vnni_kernels
+
+            self.vnni = cpu_vnni_kernels if cpu_vnni_kernels.available() else None
         for name in self._formats:
             kind = kernels.KINDS[name]
             self._packers[name] = kernels.packer_int4(cache) if name == "int4" else kernels.packer(kind, cache)
+            if name == "int4" and self.vnni is not None:
+                self._products |= {(name, height): self.vnni.product(height, cache) for height in self.vnni.HEIGHTS}
+                continue
             for height, unroll in HEIGHTS:
                 self._products[name, height] = kernels.product(kind, bf16, height, unroll, cache)
-        if bf16 and cpu_tiles.available():
-            from gpu_workers.layers import cpu_tile_rounded_kernels as tiles
+        if bf16 and "int4" in self._formats and cpu_tiles.available():
+            from gpu_workers.layers import cpu_tile_int4_kernels as tiles
 
             self.tiles, self.configuration = tiles, cpu_tiles.configuration()
-            self._tiled = {name: tiles.product(kernels.KINDS[name], cache) for name in self._formats if name in TILE_ROWS}
+            self._tiled = tiles.product(cache)
+        return True
 
 
 class PanelLinear:
@@ -146,13 +132,15 @@ class PanelLinear:
         a[places.BIAS], a[places.THREADS] = 0 if bias is None else bias.data_ptr(), threads
         portions = self._outputs // (threads * PORTIONS * self._products.kernels.PANEL)
         a[places.PORTION] = max(1, min(PORTION_MOST, portions))
-        on_tiles = self._launch_tiles is not None and rows >= TILE_ROWS[self._name]
+        on_tiles = self._launch_tiles is not None and rows >= TILE_ROWS
         at_once = max(32, TILE_BYTES // (2 * self._inputs) // 32 * 32) if on_tiles else ROWS_AT_ONCE
         for first in range(0, rows, at_once):
             count = min(at_once, rows - first)
             a[places.X], a[places.OUT] = x.data_ptr() + first * self._inputs * size, out.data_ptr() + first * self._outputs * size
             if on_tiles:
                 self._multiply_on_tiles(count, threads)
+            elif self._name == "int4" and self._products.vnni is not None:
+                self._multiply_by_vnni(count, threads)
             else:
                 self._multiply(count, threads)
         return out
@@ -163,6 +151,14 @@ class PanelLinear:
         a[places.ROWS], a[places.ALONE], a[places.COUNTER] = rows, alone, 0
         a[places.SCRATCH] = products.scratch(products.tiles.scratch_bytes(rows, int(a[places.PADDED]), threads, alone))
         self._launch_tiles(threads)
+
+    def _multiply_by_vnni(self, rows: int, threads: int) -> None:
+        a, places, products = self._arguments, self._products.kernels, self._products
+        height = next((height for height in products.vnni.HEIGHTS if rows <= height), products.vnni.HEIGHTS[-1])
+        alone = threads == 1 or rows * self._inputs <= ALONE
+        a[places.ROWS], a[places.ALONE], a[places.COUNTER] = rows, alone, 0
+        a[places.SCRATCH] = products.scratch(products.vnni.scratch_bytes(rows, int(a[places.PADDED]), threads, alone, height))
+        self._launch[height](threads)
 
     def _multiply(self, rows: int, threads: int) -> None:
         a, places = self._arguments, self._products.kernels

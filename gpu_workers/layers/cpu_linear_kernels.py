@@ -26,7 +26,7 @@ from gpu_workers.layers.cpu_linear_vectors import (
 )
 
 # Places in the argument array. NEXT: address of COUNTER, the next panel to take. ALONE: each thread lays out all rows for itself.
-# CONFIGURATION: of tiles (cpu_tile_rounded_kernels.py).
+# CONFIGURATION: of tiles (cpu_tile_int4_kernels.py).
 X, WEIGHTS, OUT, BIAS, SCALES, SCRATCH, ROWS, INPUTS, PADDED, OUTPUTS, THREADS, NEXT, COUNTER, PORTION, ALONE, CONFIGURATION = range(16)
 NUM_ARGUMENTS = 16
 # Bytes of a thread's sums: 6 rows of a panel of 32.

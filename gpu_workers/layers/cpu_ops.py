@@ -5,40 +5,30 @@ torch serves them until the kernels are compiled, and everything the kernels do 
 
 from __future__ import annotations
 
-import logging
-import threading
 from typing import Any
 
 import numpy as np
 import torch
 
+from gpu_workers.device.compiling import Compiling
 from gpu_workers.layers.ops import Ops
-
-log = logging.getLogger(__name__)
 
 # Below this many elements the calling thread does it alone: waking the others costs more.
 WORTH_THREADS = 2**16
 
 
-class CPUOps(Ops):
+class CPUOps(Compiling, Ops):
     """Contract of Ops; x and gate_up must be contiguous, as they are in the decoder."""
 
     def __init__(self, dtype: torch.dtype, threads: int) -> None:
-        self.ready = False
+        super().__init__("small operations")
         self._dtype, self._threads = dtype, threads
         self._arguments = np.zeros(16, np.int64)
         self._norm: Any = None
         self._add_norm: Any = None
         self._gated: Any = None
-        self._thread = threading.Thread(target=self._compile, name="compile-ops", daemon=True)
         if dtype in (torch.float32, torch.bfloat16):
-            self._thread.start()
-
-    def wait(self, timeout: float) -> bool:
-        """Whether the kernels are ready within `timeout` seconds."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return self.ready
+            self.start()
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         if not self.ready:
@@ -74,19 +64,11 @@ class CPUOps(Ops):
         self._arguments[6] = threads
         kernel(threads)
 
-    def _compile(self) -> None:
-        try:
-            from gpu_workers.device.cpu_native import launcher
-            from gpu_workers.layers.cpu_ops_kernels import norm, silu_gated
+    def build(self, cache: bool) -> bool:
+        from gpu_workers.device.cpu_native import launcher
+        from gpu_workers.layers.cpu_ops_kernels import norm, silu_gated
 
-            bf16 = self._dtype == torch.bfloat16
-            try:
-                kernels = norm(bf16, False, True), norm(bf16, True, True), silu_gated(bf16, True)
-            except RuntimeError:  # numba found no directory for its cache
-                kernels = norm(bf16, False, False), norm(bf16, True, False), silu_gated(bf16, False)
-            self._norm, self._add_norm, self._gated = (launcher(kernel, self._arguments) for kernel in kernels)
-        except Exception as error:
-            # Whatever numba or a missing libgomp may raise: torch computes the same, more slowly.
-            log.warning("small operations stay with torch: %s: %s", type(error).__name__, error)
-            return
-        self.ready = True
+        bf16 = self._dtype == torch.bfloat16
+        kernels = norm(bf16, False, cache), norm(bf16, True, cache), silu_gated(bf16, cache)
+        self._norm, self._add_norm, self._gated = (launcher(kernel, self._arguments) for kernel in kernels)
+        return True

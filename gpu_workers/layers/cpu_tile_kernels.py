@@ -1,63 +1,71 @@
-"""The numba source of matrix products on AMX tiles (device/cpu_tiles.py), for bfloat16. Imported only by the thread that compiles it.
+"""The numba source of matrix products on AMX tiles (device/cpu_tiles.py). Imported only by the thread that compiles it.
 
-Weights lie in panels of PANEL outputs, each a run of [32 inputs: 2 tiles of 16 outputs], so that a panel is read from its first byte to its
-last; the step's rows are laid out as tiles before. A thread multiplies a panel with two blocks of 16 rows at a time, and asks for the
-memory of what comes next meanwhile. With many rows, inputs are taken in chunks, each for all rows, so that operands stay in the caches.
+Weights, bfloat16 or int8, lie in panels of PANEL outputs, each a run of [64 bytes of inputs: 2 tiles of 16 outputs], so that a panel is
+read from its first byte to its last; the step's rows are laid out as tiles before (cpu_tile_rows.py). A thread multiplies a panel with two
+tiles of rows at a time: two blocks of 16 rows of bfloat16, or the two digits of one block's whole numbers; and asks for the memory of what
+comes next meanwhile. With many rows, inputs are taken in chunks, each for all rows, so that operands stay in the caches.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpu_workers.device import cpu_tiles
-from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, configure, release
-from gpu_workers.device.cpu_vectors import at, put, silu_times, swapped, write
+from gpu_workers.device.cpu_native import barrier, pointer, signature, thread_number, widen
+from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROW_BYTES, configure, release
+from gpu_workers.device.cpu_vectors import at, everywhere, math, put, silu_times, spread, swapped, write
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
+from gpu_workers.layers.cpu_tile_rows import lay_out, lay_out_digits
 
 PANEL = 2 * COLUMNS
-# Places in the argument array. COUNTERS: one int64 per thread, 64 bytes apart: how many of its panels are taken.
-(X, WEIGHTS, OUT, BIAS, SCRATCH, ROWS, INPUTS, OUTPUTS, THREADS, COUNTERS, ALONE, CONFIGURATION) = range(12)
+# Places in the argument array; the first seven change with every call. COUNTERS: one int64 per thread, 64 bytes apart: how many of its
+# panels are taken. SCALES: of int8 outputs, float32, up to a whole panel.
+(X, OUT, BIAS, SCRATCH, ROWS, THREADS, ALONE, WEIGHTS, INPUTS, OUTPUTS, COUNTERS, CONFIGURATION, SCALES) = range(13)
 NUM_ARGUMENTS = 16
 # Steps of DEPTH inputs that are multiplied with all rows before the next ones are; bytes that are asked for ahead.
 CHUNK, AHEAD = 32, 32 * 1024
 TOGETHER = 8
-_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, COLUMNS), ir.VectorType(_I32, COLUMNS)
 _LINE = _I64(64)
 
 
-def packed_bytes(outputs: int, inputs: int) -> int:
+def packed_bytes(outputs: int, inputs: int, int8: bool) -> int:
     """Size of a weight's panels."""
-    return -(-outputs // PANEL) * -(-inputs // DEPTH) * 2 * BYTES
+    return -(-outputs // PANEL) * _steps(inputs, int8) * 2 * BYTES
 
 
-def scratch_bytes(rows: int, inputs: int, threads: int, alone: bool) -> int:
+@lru_cache(4096)
+def scratch_bytes(rows: int, inputs: int, threads: int, alone: bool, int8: bool) -> int:
     """The rows as tiles, once or for each thread, and each thread's sums."""
     blocks = -(-rows // COLUMNS)
-    laid_out = blocks * -(-inputs // DEPTH) * BYTES * (threads if alone else 1)
-    return laid_out + threads * _sums_bytes(blocks) + 64
+    tile_rows = 2 * blocks if int8 else blocks
+    laid_out = (tile_rows * _steps(inputs, int8) * BYTES + blocks * ROW_BYTES) * (threads if alone else 1)
+    return laid_out + threads * (1 + TOGETHER * (tile_rows + 1) * 2) * BYTES + 64
 
 
-def _sums_bytes(blocks: int) -> int:
-    return TOGETHER * (blocks + 1) * 2 * BYTES
+def _steps(inputs: int, int8: bool) -> int:
+    return -(-inputs // (2 * DEPTH if int8 else DEPTH))
 
 
 @intrinsic(prefer_literal=True)
-def multiply_blocks(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, blocks):  # type: ignore[no-untyped-def]
+def multiply_blocks(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, blocks, int8):  # type: ignore[no-untyped-def]
     """sums [blocks, 2, 16 rows, 16 outputs] += x [blocks, count tiles] . weights [count, 2 tiles]; from zero if `fresh`.
 
-    x_stride: bytes from a block to the next. Each step asks for `pairs` times two lines of memory, one after the other from `ahead` on.
+    int8 and int32 sums, or bfloat16 and float32 sums. x_stride: bytes from a block to the next. Each step asks for `pairs` times two lines
+    of memory, one after the other from `ahead` on.
     """
-    if not isinstance(blocks, types.IntegerLiteral):
+    if not (isinstance(blocks, types.IntegerLiteral) and isinstance(int8, types.IntegerLiteral)):
         return None
     num_blocks = blocks.literal_value
+    dot = cpu_tiles.dot_int8 if int8.literal_value else cpu_tiles.dot
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         x_at, stride, weights_at, number, sums_at, is_fresh, ahead_at, num_pairs = arguments[:8]
@@ -88,13 +96,13 @@ def multiply_blocks(_context, x, x_stride, weights, count, sums, fresh, ahead, p
             for block in range(num_blocks):
                 cpu_tiles.load(builder, 6 + block, builder.add(x_here, builder.mul(stride, _I64(block))), _LINE)
                 for part in range(2):
-                    cpu_tiles.dot(builder, 2 * block + part, 6 + block, 4 + part)
+                    dot(builder, 2 * block + part, 6 + block, 4 + part)
         for tile, place in enumerate(places):
             cpu_tiles.store(builder, tile, place, _LINE)
         return ir.Constant(_I64, 0)
 
     whole = types.int64
-    return whole(whole, whole, whole, whole, whole, whole, whole, whole, blocks), code
+    return whole(whole, whole, whole, whole, whole, whole, whole, whole, blocks, int8), code
 
 
 @intrinsic
@@ -130,9 +138,42 @@ def _finish_gated(_context, sums, bias, out, stride, rows):  # type: ignore[no-u
     return types.int64(types.int64, types.int64, types.int64, types.int64, types.int64), code
 
 
+@intrinsic(prefer_literal=True)
+def _finish_digits(_context, sums, rows_scales, scales, more_scales, bias, out, stride, rows, gated):  # type: ignore[no-untyped-def]
+    """As finish or, if gated, _finish_gated, of int32 sums [2 digits, 2, 16, 16].
+
+    A sum is worth (first digit * 256 + second) * the row's scale * the output's; those of the second 16 outputs begin at more_scales.
+    """
+    if not isinstance(gated, types.IntegerLiteral):
+        return None
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        sums_at, rows_scales_at, *scales_at, bias_at, out_at, step, number, _ = arguments
+        factors = [at(builder, place, 0, _FLOATS) for place in scales_at]
+        added = [at(builder, bias_at, part * 64, _FLOATS) for part in range(2)]
+        with cgutils.for_range(builder, number) as loop:
+            row = builder.add(sums_at, builder.mul(loop.index, _LINE))
+            place = builder.add(out_at, builder.mul(loop.index, step))
+            row_scale = spread(builder, at(builder, rows_scales_at, builder.mul(loop.index, _I64(4)), _F32), _FLOATS)
+            values = []
+            for part in range(2):
+                high, low = (builder.sitofp(at(builder, row, (2 * digit + part) * BYTES, _INTS), _FLOATS) for digit in range(2))
+                total = math(builder, "fma", high, everywhere(_FLOATS, 256.0), low)
+                values.append(math(builder, "fma", total, builder.fmul(row_scale, factors[part]), added[part]))
+            if gated.literal_value:
+                write(builder, silu_times(builder, *values), place, 0, True)
+            else:
+                for part in range(2):
+                    write(builder, values[part], place, part * 32, True)
+        return ir.Constant(_I64, 0)
+
+    whole = types.int64
+    return whole(whole, whole, whole, whole, whole, whole, whole, whole, gated), code
+
+
 @intrinsic
 def _turn(_context, plain, stride, tile):  # type: ignore[no-untyped-def]
-    """A tile of weights [16 pairs of inputs, 16 outputs, 2] from 16 outputs' 32 inputs, `stride` bytes apart."""
+    """A tile of weights [16 times 4 bytes of inputs, 16 outputs, 4 bytes] from 16 outputs' 64 bytes of inputs, `stride` bytes apart."""
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         plain_at, step, tile_at = arguments
@@ -144,42 +185,15 @@ def _turn(_context, plain, stride, tile):  # type: ignore[no-untyped-def]
     return types.int64(types.int64, types.int64, types.int64), code
 
 
-@intrinsic
-def _copy_line(_context, source, target):  # type: ignore[no-untyped-def]
-    """64 bytes."""
-
-    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        put(builder, at(builder, arguments[0], 0, _INTS, 2), arguments[1], 0)
-        return ir.Constant(_I64, 0)
-
-    return types.int64(types.int64, types.int64), code
-
-
-@njit(inline="always")
-def lay_out(x_at, tiles_at, first, end, inputs, steps, blocks, at_once):  # type: ignore[no-untyped-def]
-    """Rows first .. end of x as tiles [chunk of steps, block, step, 16 rows, 32 inputs]. Rows that a block lacks stay what they are."""
-    for row in range(first, end):
-        for begin in range(0, steps, at_once):
-            count = min(at_once, steps - begin)
-            source = x_at + (row * inputs + begin * 32) * 2
-            target = tiles_at + (begin * blocks + row // 16 * count) * 1024 + row % 16 * 64
-            whole = min(count, inputs // 32 - begin)
-            for step in range(whole):
-                _copy_line(source + step * 64, target + step * 1024)
-            if whole < count:
-                rest = carray(pointer(source + whole * 64), (32,), np.uint16)
-                tile = carray(pointer(target + whole * 1024), (32,), np.uint16)
-                for i in range(32):
-                    tile[i] = rest[i] if (begin + whole) * 32 + i < inputs else np.uint16(0)
-
-
-def product(gated: bool, cache: bool) -> Any:
-    """out = x @ weights.T + bias, all bfloat16; if gated, silu of its first half times its second.
+def product(int8: bool, gated: bool, cache: bool) -> Any:
+    """out = x @ weights.T + bias, x, bias and out bfloat16, weights int8 or bfloat16; if gated, silu of its first half times its second.
 
     Each thread has panels of its own, and takes those that others have left when it is done, so that a thread that another process holds up
     does not hold up the rest.
     """
-    depth, panel, chunk_steps, tile_bytes, most_panels, far = DEPTH, PANEL, CHUNK, BYTES, TOGETHER, AHEAD
+    panel, chunk_steps, tile_bytes, most_panels, far = PANEL, CHUNK, BYTES, TOGETHER, AHEAD
+    depth, digits, kind = 2 * DEPTH if int8 else DEPTH, 2 if int8 else 1, int(int8)
+    is_gated, row_bytes = int(gated), ROW_BYTES
 
     @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
@@ -190,21 +204,26 @@ def product(gated: bool, cache: bool) -> Any:
         has_bias = a[BIAS] != 0
         half = outputs // 2
         out = carray(pointer(a[OUT]), (rows * outputs,), np.uint16)
-        pairs = (blocks + 1) // 2
+        tile_rows = blocks * digits
+        pairs = (tile_rows + 1) // 2
         at_once = (steps + steps // chunk_steps) // (steps // chunk_steps + 1) if pairs > 1 else steps
-        sums_bytes = most_panels * (blocks + 1) * 2 * tile_bytes
+        # The results of a panel that outputs do not fill go before the sums.
+        sums_bytes = (1 + most_panels * (tile_rows + 1) * 2) * tile_bytes
         base = (a[SCRATCH] + 63) // 64 * 64
-        sums_at = base + me * sums_bytes
+        sums_at = base + me * sums_bytes + tile_bytes
         x_at = base + threads * sums_bytes
+        first, end = rows * me // threads, rows * (me + 1) // threads
         if a[ALONE]:
-            x_at += me * blocks * steps * tile_bytes
-        if a[ALONE]:
-            lay_out(a[X], x_at, 0, rows, inputs, steps, blocks, at_once)
+            x_at += me * (tile_rows * steps * tile_bytes + blocks * row_bytes)
+            first, end = 0, rows
+        rows_scales_at = x_at + tile_rows * steps * tile_bytes
+        if int8:
+            lay_out_digits(a[X], x_at, rows_scales_at, first, end, inputs, steps, blocks, at_once)
         else:
-            lay_out(a[X], x_at, rows * me // threads, rows * (me + 1) // threads, inputs, steps, blocks, at_once)
+            lay_out(a[X], x_at, first, end, inputs, steps, blocks, at_once)
+        if not a[ALONE]:
             barrier()
         configure(a[CONFIGURATION])
-        sums = carray(pointer(sums_at), (most_panels * (blocks + 1), 2, 16, 16), np.float32)
         added = np.zeros(panel, np.float32)
         lines = (16 + pairs - 1) // pairs
         together = 1 if pairs == 1 else max(1, min(most_panels, panels // (2 * threads)))
@@ -220,65 +239,80 @@ def product(gated: bool, cache: bool) -> Any:
                     for p in range(first, last):
                         there = a[WEIGHTS] + (p * steps + step) * 2 * tile_bytes
                         width = min(panel, outputs - p * panel)
+                        output = p * 16 if gated else p * panel
+                        further = half if gated else 16
                         if has_bias:
                             for j in range(width):
-                                added[j] = widen(bias[p * 16 + j % 16 + j // 16 * half] if gated else bias[p * panel + j])
+                                added[j] = widen(bias[output + j % 16 + j // 16 * further])
+                        scales_at = a[SCALES] + output * 4
                         for pair in range(pairs):
-                            here = x_at + (step * blocks + 2 * pair * count) * tile_bytes
+                            here = x_at + (step * tile_rows + 2 * pair * count) * tile_bytes
                             ahead = there + distance + pair * count * lines * 128
                             slot = ((p - first) * pairs + pair) * 2 if at_once < steps else 0
                             into = sums_at + slot * 2 * tile_bytes
-                            if 2 * pair + 1 < blocks:
-                                multiply_blocks(here, count * tile_bytes, there, count, into, np.int64(step == 0), ahead, lines, 2)
+                            fresh = np.int64(step == 0)
+                            if 2 * pair + 1 < tile_rows:
+                                multiply_blocks(here, count * tile_bytes, there, count, into, fresh, ahead, lines, 2, kind)
                             else:
-                                multiply_blocks(here, count * tile_bytes, there, count, into, np.int64(step == 0), ahead, lines, 1)
+                                multiply_blocks(here, count * tile_bytes, there, count, into, fresh, ahead, lines, 1, kind)
                             if step + count < steps:
                                 continue
-                            for block in range(min(2, blocks - 2 * pair)):
-                                row = (2 * pair + block) * 16
+                            for block in range(2 * pair // digits, min(2 * (pair + 1) // digits, blocks)):
+                                row = block * 16
                                 height = min(16, rows - row)
-                                if gated:
-                                    place = a[OUT] + (row * half + p * 16) * 2
-                                    _finish_gated(into + block * 2 * tile_bytes, added.ctypes.data, place, half * 2, height)
-                                elif width == panel:
-                                    place = a[OUT] + (row * outputs + p * panel) * 2
-                                    finish(into + block * 2 * tile_bytes, added.ctypes.data, place, outputs * 2, height)
+                                stride = (half if gated else outputs) * 2
+                                place = a[OUT] + row * stride + output * 2
+                                if width < panel:
+                                    place = sums_at - tile_bytes
+                                    stride = panel * 2
+                                sums = into + (block * digits - 2 * pair) * 2 * tile_bytes
+                                if int8:
+                                    scale_at = rows_scales_at + row * 4
+                                    more = scales_at + further * 4
+                                    where = added.ctypes.data
+                                    _finish_digits(sums, scale_at, scales_at, more, where, place, stride, height, is_gated)
+                                elif gated:
+                                    _finish_gated(sums, added.ctypes.data, place, stride, height)
                                 else:
+                                    finish(sums, added.ctypes.data, place, stride, height)
+                                if width < panel:
+                                    whole = carray(pointer(place), (16, panel), np.uint16)
                                     for r in range(height):
                                         for j in range(width):
-                                            value = sums[slot + block, j // 16, r, j % 16] + added[j]
-                                            out[(row + r) * outputs + p * panel + j] = narrow(value)
+                                            out[(row + r) * outputs + output + j] = whole[r, j]
                 first = begin + fetch_add(a[COUNTERS] + owner * 64, together)
         release()
 
     return kernel
 
 
-def packer(gated: bool, cache: bool) -> Any:
-    """weights bfloat16 [outputs, inputs] into panels. Arguments as above: X are the weights, OUT the panels.
+def packer(int8: bool, gated: bool, cache: bool) -> Any:
+    """weights, bfloat16 or int8 [outputs, inputs], into panels. Arguments as above: X are the weights, OUT the panels.
 
     If gated, a panel has 16 outputs of the first half and the same of the second; their number is a multiple of 32.
     """
-    depth, panel, tile_bytes = DEPTH, PANEL, BYTES
+    panel, tile_bytes = PANEL, BYTES
+    dtype, number, depth = (np.int8, 1, 2 * DEPTH) if int8 else (np.uint16, 2, DEPTH)
+    group = 4 // number
 
     @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         inputs, outputs, threads, me = a[INPUTS], a[OUTPUTS], a[THREADS], thread_number()
         steps, panels = (inputs + depth - 1) // depth, (outputs + panel - 1) // panel
-        plain = carray(pointer(a[X]), (outputs, inputs), np.uint16)
+        plain = carray(pointer(a[X]), (outputs, inputs), dtype)
         for p in range(panels * me // threads, panels * (me + 1) // threads):
             for part in range(2):
                 row = p * 16 + part * (outputs // 2) if gated else p * panel + part * 16
                 for step in range(steps):
                     tile_at = a[OUT] + ((p * steps + step) * 2 + part) * tile_bytes
                     if row + 16 <= outputs and (step + 1) * depth <= inputs:
-                        _turn(a[X] + (row * inputs + step * depth) * 2, inputs * 2, tile_at)
+                        _turn(a[X] + (row * inputs + step * depth) * number, inputs * number, tile_at)
                     else:
-                        tile = carray(pointer(tile_at), (16, 16, 2), np.uint16)
+                        tile = carray(pointer(tile_at), (16, 16, group), dtype)
                         for k in range(depth):
                             for j in range(16):
                                 known = row + j < outputs and step * depth + k < inputs
-                                tile[k // 2, j, k % 2] = plain[row + j, step * depth + k] if known else np.uint16(0)
+                                tile[k // group, j, k % group] = plain[row + j, step * depth + k] if known else dtype(0)
 
     return kernel

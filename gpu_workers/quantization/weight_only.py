@@ -17,5 +17,8 @@ class WeightOnly(Unquantized):
 
     def process(self, device: Device) -> None:
         assert self._weight is not None
-        self._packed = device.round_linear(self._weight, self._name)
+        if self._activation:
+            self._gated = device.round_gated(self._weight, self._name, self._activation)
+        if self._gated is None:
+            self._packed = device.round_linear(self._weight, self._name)
         self._weight = None

@@ -66,13 +66,17 @@ class Player:
         self._setups: list[RowSetup] = []
         self._updates: list[tuple[int, int, int]] = []
         self._step = 0
+        self._there = False  # whether all kernels are compiled
 
     def use_compiled(self, wanted: bool) -> None:
         """Compute with the compiled kernels (waits until they are there) or with torch alone."""
-        for kernel in (self.device.attention_kernel, self.device.fused_ops):
-            assert kernel is not None
-            assert kernel.wait(100)
-            kernel.ready = wanted
+        if not self._there:
+            assert self.device.compiling
+            for kernels in self.device.compiling:
+                assert kernels.wait(100)
+            self._there = True
+        for kernels in self.device.compiling:
+            kernels.ready = wanted
 
     def add(
         self, row: int, prompt: Sequence[int], shared: Row | None = None, num_shared: int = 0, pooling: str = "", **setup: object

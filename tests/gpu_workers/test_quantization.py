@@ -26,10 +26,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_tokens_are_those_of_the_restored_weights(model: str, name: str, tmp_path: Path) -> None:
     restored = oracle.restored_copy(model, tmp_path, name)
     player = Player(model, quantization=name)
-    assert player.device.products is not None
-    assert player.device.products.wait(100)
     for compiled in (False, True):
-        player.device.products.ready = compiled
+        player.use_compiled(compiled)
         rows = [player.add(row, prompt) for row, prompt in enumerate(PROMPTS)]
         player.run(rows, OUTPUT, chunk=64)
         for row, prompt in zip(rows, PROMPTS, strict=True):
@@ -42,8 +40,7 @@ def test_logits_are_close_in_bfloat16(name: str, tmp_path: Path) -> None:
     model = oracle.make_model(tmp_path / "model", dtype="bfloat16", initializer_range=0.1)
     restored = oracle.load(oracle.restored_copy(model, tmp_path / "restored", name))
     player = Player(model, quantization=name)
-    assert player.device.products is not None
-    assert player.device.products.wait(100)
+    player.use_compiled(True)
     row = player.add(0, PROMPTS[2], logprobs=5)
     player.run([row], 1)
     with torch.inference_mode():

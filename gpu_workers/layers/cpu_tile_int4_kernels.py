@@ -1,7 +1,7 @@
-"""Products with int8 and int4 weights on AMX tiles, for bfloat16 activations: numba source, imported only by the thread that compiles it.
+"""Products with int4 weights on AMX tiles, for bfloat16 activations: numba source, imported only by the thread that compiles it.
 
 The weights are the panels of cpu_linear_vectors.py, and the arguments those of cpu_linear_kernels.py. A chunk of a panel is widened to
-bfloat16 tiles once and multiplied with all rows: int8 exactly, its scale comes after the sums; int4 with its scale, rounded to bfloat16.
+bfloat16 tiles once and multiplied with all rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, configure, release
-from gpu_workers.device.cpu_vectors import at, everywhere, math, put, write
+from gpu_workers.device.cpu_vectors import at, everywhere, math, put
 from gpu_workers.layers.cpu_linear_kernels import (
     ALONE,
     BIAS,
@@ -29,24 +29,19 @@ from gpu_workers.layers.cpu_linear_kernels import (
     PADDED,
     PORTION,
     ROWS,
-    SCALES,
     SCRATCH,
     THREADS,
     WEIGHTS,
     X,
 )
-from gpu_workers.layers.cpu_linear_vectors import GROUP, GROUP_BYTES, INT8, NIBBLES, PANEL, WORDS, fetch_add
-from gpu_workers.layers.cpu_tile_kernels import lay_out, multiply_blocks
+from gpu_workers.layers.cpu_linear_vectors import GROUP, GROUP_BYTES, NIBBLES, PANEL, WORDS, fetch_add
+from gpu_workers.layers.cpu_tile_kernels import finish, multiply_blocks
+from gpu_workers.layers.cpu_tile_rows import lay_out
 
 # Steps of GROUP inputs that are widened together, and bytes that are asked for ahead of what is widened.
 CHUNK, AHEAD = 16, 16 * 1024
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, COLUMNS), ir.VectorType(_I32, COLUMNS)
-
-
-def step_bytes(kind: int) -> int:
-    """Bytes of GROUP inputs in a panel."""
-    return GROUP * PANEL if kind == INT8 else GROUP_BYTES
 
 
 def scratch_bytes(rows: int, padded: int, threads: int, alone: bool) -> int:
@@ -66,34 +61,17 @@ def _pair(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value) -> ir.Value:
     return builder.or_(builder.lshr(rounded[0], everywhere(_INTS, 16)), builder.and_(rounded[1], everywhere(_INTS, 0xFFFF0000)))
 
 
-def _int8_pair(builder: ir.IRBuilder, source: ir.Value, part: int, pair: int) -> ir.Value:
-    both = []
-    for key in (2 * pair, 2 * pair + 1):
-        small = at(builder, source, key * PANEL + part * COLUMNS, ir.VectorType(_I8, COLUMNS), 1)
-        both.append(builder.bitcast(builder.sitofp(builder.sext(small, _INTS), _FLOATS), _INTS))
-    # Whole numbers below 128 have no more bits than a bfloat16.
-    return builder.or_(builder.lshr(both[0], everywhere(_INTS, 16)), both[1])
-
-
-@intrinsic(prefer_literal=True)
-def _widen_step(_context, source, tiles, kind):  # type: ignore[no-untyped-def]
+@intrinsic
+def _widen_step(_context, source, tiles):  # type: ignore[no-untyped-def]
     """GROUP inputs of a panel as two tiles [16 pairs of inputs, 16 outputs, 2]."""
-    if not isinstance(kind, types.IntegerLiteral):
-        return None
-    is_int8, size = kind.literal_value == INT8, step_bytes(kind.literal_value)
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        source_at, tiles_at = arguments[:2]
+        source_at, tiles_at = arguments
         byte = _I8.as_pointer()
         kind_of = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
         prefetch = cgutils.get_or_insert_function(builder.module, kind_of, "llvm.prefetch.p0")
-        for line in range(0, size, 64):
+        for line in range(0, GROUP_BYTES, 64):
             builder.call(prefetch, [builder.inttoptr(builder.add(source_at, _I64(AHEAD + line)), byte), _I32(0), _I32(2), _I32(1)])
-        if is_int8:
-            for pair in range(GROUP // 2):
-                for part in range(2):
-                    put(builder, _int8_pair(builder, source_at, part, pair), tiles_at, part * BYTES + pair * 64)
-            return ir.Constant(_I64, 0)
         both = at(builder, source_at, WORDS * PANEL * 4, _INTS)
         halves = builder.shl(both, everywhere(_INTS, 16)), builder.and_(both, everywhere(_INTS, 0xFFFF0000))
         for part in range(2):
@@ -110,31 +88,12 @@ def _widen_step(_context, source, tiles, kind):  # type: ignore[no-untyped-def]
                     put(builder, value, tiles_at, part * BYTES + (word * NIBBLES // 2 + pair) * 64)
         return ir.Constant(_I64, 0)
 
-    return types.int64(types.int64, types.int64, kind), code
+    return types.int64(types.int64, types.int64), code
 
 
-@intrinsic
-def _finish_scaled(_context, sums, scales, bias, out, stride, rows):  # type: ignore[no-untyped-def]
-    """out bfloat16 [rows, 32], rows `stride` bytes apart, = sums [2, 16, 16] * scales + bias, float32 [32] both."""
-
-    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        sums_at, scales_at, bias_at, out_at, step, number = arguments
-        factors = [at(builder, scales_at, part * 64, _FLOATS) for part in range(2)]
-        added = [at(builder, bias_at, part * 64, _FLOATS) for part in range(2)]
-        with cgutils.for_range(builder, number) as loop:
-            row = builder.add(sums_at, builder.mul(loop.index, _I64(64)))
-            for part in range(2):
-                value = math(builder, "fma", at(builder, row, part * BYTES, _FLOATS), factors[part], added[part])
-                write(builder, value, builder.add(out_at, builder.mul(loop.index, step)), part * 32, True)
-        return ir.Constant(_I64, 0)
-
-    return types.int64(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), code
-
-
-def product(kind: int, cache: bool) -> Any:
-    """out = x @ weights.T + bias; x, bias and out bfloat16, weights int8 or int4. Threads share panels as in cpu_linear_kernels.product."""
-    panel, group, tile_bytes, chunk_steps, source_bytes = PANEL, GROUP, BYTES, CHUNK, step_bytes(kind)
-    scaled = kind == INT8
+def product(cache: bool) -> Any:
+    """out = x @ weights.T + bias; x, bias and out bfloat16, weights int4. Threads share panels as in cpu_linear_kernels.product."""
+    panel, group, tile_bytes, chunk_steps, source_bytes = PANEL, GROUP, BYTES, CHUNK, GROUP_BYTES
 
     @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
@@ -143,7 +102,6 @@ def product(kind: int, cache: bool) -> Any:
         steps, blocks, panels = a[PADDED] // group, (rows + 15) // 16, (outputs + panel - 1) // panel
         out = carray(pointer(a[OUT]), (rows * outputs,), np.uint16)
         bias = carray(pointer(a[BIAS]), (outputs,), np.uint16)
-        scales = carray(pointer(a[SCALES]), (outputs,), np.float32)
         has_bias = a[BIAS] != 0
         pairs = (blocks + 1) // 2
         at_once = min(chunk_steps, steps)
@@ -159,39 +117,36 @@ def product(kind: int, cache: bool) -> Any:
             barrier()
         configure(a[CONFIGURATION])
         sums = carray(pointer(sums_at), (blocks, 2, 16, 16), np.float32)
-        added, factors = np.zeros(panel, np.float32), np.ones(panel, np.float32)
+        added = np.zeros(panel, np.float32)
         portion = a[PORTION]
         first = fetch_add(a[NEXT], portion)
         while first < panels:
             for p in range(first, min(first + portion, panels)):
                 width = min(panel, outputs - p * panel)
-                for j in range(width):
-                    if has_bias:
+                if has_bias:
+                    for j in range(width):
                         added[j] = widen(bias[p * panel + j])
-                    if scaled:
-                        factors[j] = scales[p * panel + j]
                 for step in range(0, steps, at_once):
                     count = min(at_once, steps - step)
                     source = a[WEIGHTS] + (p * steps + step) * source_bytes
                     for s in range(count):
-                        _widen_step(source + s * source_bytes, tiles_at + s * 2 * tile_bytes, kind)
+                        _widen_step(source + s * source_bytes, tiles_at + s * 2 * tile_bytes)
                     for pair in range(pairs):
                         here = x_at + (step * blocks + 2 * pair * count) * tile_bytes
                         into = sums_at + pair * 4 * tile_bytes
                         if 2 * pair + 1 < blocks:
-                            multiply_blocks(here, count * tile_bytes, tiles_at, count, into, np.int64(step == 0), tiles_at, 0, 2)
+                            multiply_blocks(here, count * tile_bytes, tiles_at, count, into, np.int64(step == 0), tiles_at, 0, 2, 0)
                         else:
-                            multiply_blocks(here, count * tile_bytes, tiles_at, count, into, np.int64(step == 0), tiles_at, 0, 1)
+                            multiply_blocks(here, count * tile_bytes, tiles_at, count, into, np.int64(step == 0), tiles_at, 0, 1, 0)
                 for block in range(blocks):
                     height = min(16, rows - block * 16)
+                    from_sums = sums_at + block * 2 * tile_bytes
                     if width == panel:
-                        place = a[OUT] + (block * 16 * outputs + p * panel) * 2
-                        from_sums = sums_at + block * 2 * tile_bytes
-                        _finish_scaled(from_sums, factors.ctypes.data, added.ctypes.data, place, outputs * 2, height)
+                        finish(from_sums, added.ctypes.data, a[OUT] + (block * 16 * outputs + p * panel) * 2, outputs * 2, height)
                     else:
                         for r in range(height):
                             for j in range(width):
-                                value = sums[block, j // 16, r, j % 16] * factors[j] + added[j]
+                                value = sums[block, j // 16, r, j % 16] + added[j]
                                 out[(block * 16 + r) * outputs + p * panel + j] = narrow(value)
             first = fetch_add(a[NEXT], portion)
         release()
