@@ -68,11 +68,13 @@ class Lifecycle:
         self.counters.arrived(request)
 
     def wait(self, request: Request) -> None:
-        """Into the queue, or beside it while the request could not start if it were first."""
+        """Into the queue, or beside it while the request could not start if it were first; one that has outgrown all blocks ends here."""
         if request.waiting_on:
             self.held[request] = None
         else:
             self.waiting.push(request)
+        if self.kv.blocks_for(len(request.tokens)) > self.kv.pool.num_blocks:
+            self.finish(request, Ending(FinishReason.LENGTH))
 
     def resume(self, request: Request) -> None:
         """A held request waits on nothing any more."""

@@ -430,6 +430,22 @@ def test_preemption_by_recompute_loses_and_repeats_nothing() -> None:
     assert sim.heard[FRONTEND, handles[0]].finished[0].num_preemptions == 0, "the first to come was the victim"
 
 
+def test_workers_lost_when_all_blocks_are_full() -> None:
+    """The one running request has a token more than there are blocks for: it could never be computed again."""
+    sim = Simulation(num_blocks=4, next_token=scripted())
+    handle, later = sim.submit([5] * 6, max_tokens=50), sim.submit([5, 6], max_tokens=2)
+    while len(sim.heard[FRONTEND, handle].tokens) < 11:
+        while sim.plan():
+            pass
+        sim.apply()
+    assert not sim.heard[FRONTEND, handle].finished
+    sim.lose_workers()
+    sim.run()
+    heard = sim.heard[FRONTEND, handle]
+    assert heard.reason is FinishReason.LENGTH and len(heard.tokens) == 11
+    assert len(sim.heard[FRONTEND, later].tokens) == 2
+
+
 def test_alone_and_out_of_blocks_ends_by_length() -> None:
     sim = Simulation(num_blocks=4, next_token=scripted())
     handle = sim.submit([5] * 6, max_tokens=50)
