@@ -127,32 +127,36 @@ class Sampler:
         reported = np.flatnonzero(features & Feature.LOGPROBS) if union & Feature.LOGPROBS else None
         # Taken before anything changes them; a copy, because the rows are picked by index.
         raw = logits[self._on_device(reported)] if reported is not None else None
-        scored, scores = np.flatnonzero(features & Feature.SCORES), None
+        scored = np.flatnonzero(features & Feature.SCORES) if union & Feature.SCORES else np.zeros(0, np.int64)
+        scores = None
         if union & CHOOSES:
             at = np.flatnonzero(features & CHOOSES)
             if len(at):
                 if masks is not None and masked_at is not None:
                     # Entries under a grammar are among `at`, in the same order, unless their logits are not finite.
                     masks = masks[~nan[masked_at]]
-                chosen = _entries(logits, at).float()
-                places = self._on_device(np.searchsorted(at, scored))
+                some, places = _entries(logits, at).float(), self._on_device(np.searchsorted(at, scored))
                 if len(scored):
-                    chosen[places] -= self._on_device(self._reporter.normalisers(chosen[places]).astype(np.float32))[:, None]
-                tokens[at] = self._choose(chosen, rows[at], positions[at], features[at], best[at], masks)
-                scores = chosen[places] if len(scored) else None
+                    some[places] -= self._on_device(self._reporter.normalisers(some[places]).astype(np.float32))[:, None]
+                tokens[at] = self._choose(some, rows[at], positions[at], features[at], best[at], masks)
+                scores = some[places] if len(scored) else None
         if union & Feature.THINKING:
             self._end_thoughts(features, rows, tokens)
         if union & REMEMBERS:
             self._remember(features, rows, tokens)
         if reported is None or raw is None:
             return Sampled(tokens, nan, None)
-        widths = self._params.logprobs[rows[reported]]
-        columns = self._reporter.report(raw, tokens[reported], widths, reported)
-        if self._params.logprob_ids:
-            self._reporter.report_instead(columns, raw, [self._params.logprob_ids.get(int(row)) for row in rows[reported]])
+        columns = self._report(raw, rows[reported], tokens[reported], reported)
         if scores is not None:
             self._reporter.report_scores(columns, np.searchsorted(reported, scored), scores, tokens[scored])
         return Sampled(tokens, nan, columns)
+
+    def _report(self, raw: torch.Tensor, rows: Index, tokens: npt.NDArray[np.int32], at: Ids) -> LogprobColumns:
+        """What the raw logits of these rows' entries `at` say of their tokens, and of those most likely or named."""
+        columns = self._reporter.report(raw, tokens, self._params.logprobs[rows], at)
+        if self._params.logprob_ids:
+            self._reporter.report_instead(columns, raw, [self._params.logprob_ids.get(int(row)) for row in rows])
+        return columns
 
     def _choose(
         self,
