@@ -3,7 +3,8 @@
     python -m bench.step_path [--rows 1,64,256,1024] [--steps 100] [--pace-ms 20] [--json]
 
 Real scheduler and frontend processes around a worker that samples at once, a step each `pace` milliseconds, all rows streaming over HTTP.
-Medians over the steps, in microseconds; the last two lines are over tokens. What lies between two processes contains the other's wake-up,
+Medians over the steps, in microseconds; the last two lines are over tokens. A send returns after its reader has woken where that had a
+core to itself: then the stage after it is negative. What lies between two processes contains the other's wake-up,
 so a busy machine shows there first. uvloop sends at once what a socket takes: most of the detokenizing stage is the kernel's send, once per
 stream. bench.step and bench.frontend measure scheduler and frontend without it.
 """
@@ -22,11 +23,14 @@ from bench import engine_alone, step_stamps
 from bench.instant_worker import InstantWorker
 from tests.api.server import ApiServer
 
-# What lies between a stamp and the one before it; the first one's predecessor is the worker's "sampled".
+# What lies between a stamp and the one before it; the first one's predecessor is the worker's "sampled". The doorbell's is "applied":
+# while the worker has a step in hand, the tokens go first, and their sending is part of it.
 STAGES = (
-    "result: worker to scheduler", "apply", "plan of the next step, doorbell", "emission: encode and send", "tokens: scheduler to frontend",
-    "detokenize, frames, send", "what send left over",
+    "result: worker to scheduler", "apply", "emission: encode and send", "tokens: scheduler to frontend", "detokenize, frames, send",
+    "what send left over",
 )  # fmt: skip
+DOORBELL = "applied to the next doorbell"
+LINES = (*STAGES, DOORBELL)
 WARM_UP = 10
 
 
@@ -53,7 +57,9 @@ def _stages(server: ApiServer, stamps: Any) -> dict[str, float]:
     times = times[:, whole]
     if not times.shape[1]:
         raise SystemExit("no step has all its stamps; take more steps")
-    return {name: round(float(np.median(gap)) / 1e3, 1) for name, gap in zip(STAGES, np.diff(times, axis=0))}
+    way, rung = times[: len(STAGES) + 1], times[-1]
+    gaps = [*np.diff(way, axis=0), rung - way[1 + step_stamps.STAMPS.index("applied")]]
+    return {name: round(float(np.median(gap)) / 1e3, 1) for name, gap in zip(LINES, gaps)}
 
 
 def main() -> None:
@@ -65,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = [measure(rows, arguments.steps, arguments.pace_ms / 1e3) for rows in map(int, arguments.rows.split(","))]
     print(f"{'rows':36}" + "".join(f"{result['rows']:>10}" for result in results))
-    for stage in STAGES:
+    for stage in LINES:
         print(f"{stage:36}" + "".join(f"{result['stages_us'][stage]:10.1f}" for result in results))
     for percent in ("p50", "p99"):
         line = "".join(f"{result['sampled_to_client_ms'][percent] * 1e3:10.1f}" for result in results)

@@ -13,7 +13,8 @@ import numpy as np
 
 from bench.instant_worker import MAX_STEPS
 
-STAMPS = ("result read", "applied", "next rung", "tokens sent", "tokens read", "frames sent", "all written")
+# In the order of the tokens' way; the next step's doorbell rings after they are sent, or before that if the worker has no step in hand.
+STAMPS = ("result read", "applied", "tokens sent", "tokens read", "frames sent", "all written", "next rung")
 VARIABLE = "BENCH_STAMPS"
 
 

@@ -22,6 +22,9 @@ MAX_BACKLOG_BYTES = 1024 * 1024
 TRANSPORT_HIGH_WATER = 256 * 1024
 STUCK_SECONDS = 60.0
 
+# What begins a chunk of so many bytes; a frame of one token is shorter than this.
+_SIZES = [b"%x\r\n" % size for size in range(1024)]
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -143,7 +146,12 @@ class SseResponse:
     def text(self, stream: Framed, body: bytes) -> None:
         """Send text (the inside of a JSON string) in a frame of `stream`, or keep it for later."""
         if self.direct:
-            self._sink.write(self._framed(stream.head + body + stream.tail))  # type: ignore[union-attr]
+            head, tail = stream.head, stream.tail
+            size = len(head) + len(body) + len(tail)
+            if self.chunked and size < len(_SIZES):
+                self._sink.write(b"".join((_SIZES[size], head, body, tail, b"\r\n")))  # type: ignore[union-attr]
+            else:
+                self._sink.write(self._framed(head + body + tail))  # type: ignore[union-attr]
             return
         stream.backlog.append(body)
         self._kept(len(body))

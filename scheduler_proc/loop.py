@@ -161,9 +161,13 @@ class SchedulerActor(Actor):
         emissions = core.apply(result, began)
         core.counters.apply_ns += time.monotonic_ns() - began
         self._order()
-        # The workers' next step is more urgent than the words about the last.
-        self._turn()
-        self._send(emissions)
+        # While the workers have another step in hand, the words about the last are more urgent than a plan for later.
+        if core.num_in_flight:
+            self._send(emissions)
+            self._turn()
+        else:
+            self._turn()
+            self._send(emissions)
 
     def on_drain(self, message: Drain) -> None:
         self._draining = True

@@ -43,7 +43,7 @@ def test_a_delay_is_counted_from_the_latest_step_of_that_word() -> None:
 
 def test_each_stage_of_a_step_is_stamped_in_order() -> None:
     result = step_path.measure(rows=4, steps=40, pace=0.005)
-    assert set(result["stages_us"]) == set(step_path.STAGES)
+    assert set(result["stages_us"]) == set(step_path.LINES)
     assert all(value > 0 for name, value in result["stages_us"].items() if not name.startswith("tokens:")), result
     assert result["sampled_to_client_ms"]["p50"] * 1e3 > result["stages_us"]["apply"]
 
