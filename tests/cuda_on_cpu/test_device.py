@@ -243,6 +243,22 @@ def test_what_requests_ask_for_comes_out_as_on_the_cpu(checkpoints: dict[str, st
             assert rows[at].logprobs[-1][1:3] == (rank, ids)
 
 
+def test_scores_come_out_as_on_the_cpu(checkpoints: dict[str, str]) -> None:
+    """Of a row among others, one of which reports its raw log-probabilities, as in a beam search beside other requests."""
+    player = player_on(SyncMachine(), checkpoints["llama"], max_logprobs=4)
+    changes: dict[str, Any] = {"repetition_penalty": 1.5, "logit_bias": {5: 9.0}, "allowed": packed(range(0, VOCAB, 5)), "logprobs": 4}
+    rows = [player.add(row, prompt(9, row), **wishes) for row, wishes in enumerate(({}, {**changes, "scores": True}, changes))]
+    cpu = Sampler(8, VOCAB, 4, torch.device("cpu"))
+    cpu.setup(list(player._setups))
+    seen = watch(player)
+    player.step([(row, 9) for row in rows])
+    expected = cpu.sample(seen.pop(), np.arange(3, dtype=np.int32), np.full(3, 9))
+    assert expected.logprobs is not None
+    scored, raw = expected.logprobs.top_ids.tolist()
+    assert rows[1].logprobs[-1][2] == scored and rows[2].logprobs[-1][2] == raw
+    assert scored[0] == 5 and not any(token % 5 for token in scored) and any(token % 5 for token in raw)
+
+
 def test_bad_words_of_several_tokens_see_the_token_of_the_step_before(checkpoints: dict[str, str]) -> None:
     player = player_on(SyncMachine(), checkpoints["llama"])
     free = player.add(0, prompt(9))
