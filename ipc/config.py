@@ -75,6 +75,15 @@ class SchedulerConfig(_Section, frozen=True):
     max_num_batched_tokens: Annotated[
         int, Meta(ge=1, le=1_048_576, description="Token budget of one step; longer prompts are prefilled in chunks.")
     ] = 2048
+    target_step_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=60_000,
+            description="Milliseconds that a step shall take at most: prompts beside running streams, or beside one another, are "
+            "computed in chunks of as many tokens as fit by what earlier steps took. 0: as many as the token budget allows.",
+        ),
+    ] = 250.0
     scheduling_policy: Annotated[
         Literal["fcfs", "priority"], Meta(description="fcfs, or priority: a lower priority number goes first, then arrival.")
     ] = "fcfs"

@@ -1,6 +1,7 @@
 """What the next step computes: decode rows first, then prompts that are being computed, then requests that start.
 
-All of them stand under one token budget (continuous batching: Orca, OSDI 2022; chunked prefill: Sarathi-Serve, OSDI 2024).
+All of them stand under one token budget (continuous batching: Orca, OSDI 2022; chunked prefill: Sarathi-Serve, OSDI 2024), which is as
+large as the time that a step may take allows (step_time.py).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ipc.arena import Dimensions
+from ipc.config import SchedulerConfig
 from ipc.messages import FinishReason
 from scheduler_proc.flight import DecodeSet, Flight
 from scheduler_proc.lifecycle import Lifecycle
@@ -16,16 +18,19 @@ from scheduler_proc.policy import Policy
 from scheduler_proc.prefill import PrefillPlanner
 from scheduler_proc.request import Ending
 from scheduler_proc.starter import Starter
+from scheduler_proc.step_time import StepTime
 
 
 class Planner:
-    """Makes one step's plan at a time, and moves requests into rows, and out of them when blocks run out. budget: tokens of a plan."""
+    """Makes one step's plan at a time, and moves requests into rows, and out of them when blocks run out."""
 
-    def __init__(self, lifecycle: Lifecycle, policy: Policy, budget: int, dimensions: Dimensions) -> None:
+    def __init__(self, lifecycle: Lifecycle, policy: Policy, settings: SchedulerConfig, dimensions: Dimensions) -> None:
         self._lifecycle, self._policy = lifecycle, policy
         self._rows, self._kv = lifecycle.rows, lifecycle.kv
-        self._prefills = PrefillPlanner(self._rows, self._kv, budget, dimensions.vectors)
-        self.starter = Starter(lifecycle, policy, self._prefills, budget, dimensions.masks)
+        self._budget = settings.max_num_batched_tokens
+        self.step_time = StepTime(settings.target_step_ms / 1e3)
+        self._prefills = PrefillPlanner(self._rows, self._kv, self._budget, dimensions.vectors)
+        self.starter = Starter(lifecycle, policy, self._prefills, dimensions.masks)
         # Of the rows' version that it names.
         self.decodes = DecodeSet.of(self._rows)
 
@@ -43,6 +48,8 @@ class Planner:
             if not decodes.steps_left:
                 self._retire(flight, decodes)
         if lifecycle.prefilling or len(lifecycle.waiting):
+            num_decodes = writer.num_tokens
+            flight.budget = num_decodes + self.step_time.tokens(num_decodes, self._budget - num_decodes)
             for request in lifecycle.prefilling:
                 self._prefills.plan(request, writer, flight)
             # What was just preempted would take its blocks back at once.

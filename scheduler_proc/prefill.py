@@ -11,10 +11,10 @@ from scheduler_proc.rows import Rows
 
 
 class PrefillPlanner:
-    """budget: tokens of a plan. vectors: embeddings that one result has room for."""
+    """most: tokens that any plan has room for. vectors: embeddings that one result has room for."""
 
-    def __init__(self, rows: Rows, kv: KVManager, budget: int, vectors: int) -> None:
-        self._rows, self._kv, self._budget, self._vectors = rows, kv, budget, vectors
+    def __init__(self, rows: Rows, kv: KVManager, most: int, vectors: int) -> None:
+        self._rows, self._kv, self._most, self._vectors = rows, kv, most, vectors
 
     def plan(self, request: Request, writer: PlanWriter, flight: Flight) -> None:
         """The next chunk of a row's known tokens, as far as the budget goes."""
@@ -34,7 +34,9 @@ class PrefillPlanner:
 
     def _chunk_end(self, request: Request, start: int, writer: PlanWriter, flight: Flight) -> int:
         """The position before which the chunk ends; `start` or less: there is none in this step."""
-        end = min(request.target, start + self._budget - writer.num_tokens)
+        # A prompt that nobody is computed beside makes nobody wait.
+        budget = flight.budget if writer.num_tokens else self._most
+        end = min(request.target, start + budget - writer.num_tokens)
         if end < request.target:
             whole = end // self._kv.block_size * self._kv.block_size
             return whole if whole > start else end  # whole blocks can be shared at once

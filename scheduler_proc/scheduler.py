@@ -54,7 +54,7 @@ class Scheduler:
         self._emitter = Emitter(self.rows, self.frontends.by_number)
         self.lifecycle = Lifecycle(self.rows, self.kv, self.flights, self._emitter, model.vocab_size)
         self.waiting, self.counters = self.lifecycle.waiting, self.lifecycle.counters
-        self.planner = Planner(self.lifecycle, self._policy, self._settings.max_num_batched_tokens, self.dimensions)
+        self.planner = Planner(self.lifecycle, self._policy, self._settings, self.dimensions)
         self._results = Results(self.lifecycle, self._emitter, model.vocab_size)
         self._grammars = GrammarRows(self.lifecycle, self.flights, model.eos_token_ids)
         self._next_request = 0
@@ -194,7 +194,10 @@ class Scheduler:
         sampled = self._results.apply(flight, result)
         if flight.bound:
             self._grammars.advance(flight)
-        self.counters.applied(flight, len(sampled.rows), now_ns, int(result.header[ResultHeader.FORWARD_NS]))
+        forward_ns = int(result.header[ResultHeader.FORWARD_NS])
+        self.counters.applied(flight, len(sampled.rows), now_ns, forward_ns)
+        num_decodes = len(flight.decodes.rows) if flight.decodes is not None else 0
+        self.planner.step_time.observe(flight.num_tokens - num_decodes, num_decodes, forward_ns / 1e9)
         if self.lifecycle.quarantine.alone is not None:
             self._clear_suspect(self.lifecycle.quarantine.alone)
         return self._emitter.emit(flight.step, now_ns, sampled, result)

@@ -19,12 +19,12 @@ MAX_PASSED_OVER = 256
 
 
 class Starter:
-    """Starts requests in the policy's order. budget: tokens of a plan. masks: rows that may be under a grammar at once."""
+    """Starts requests in the policy's order. masks: rows that may be under a grammar at once."""
 
-    def __init__(self, lifecycle: Lifecycle, policy: Policy, prefills: PrefillPlanner, budget: int, masks: int) -> None:
+    def __init__(self, lifecycle: Lifecycle, policy: Policy, prefills: PrefillPlanner, masks: int) -> None:
         self._lifecycle, self._policy, self._prefills = lifecycle, policy, prefills
         self._rows, self._kv, self._waiting = lifecycle.rows, lifecycle.kv, lifecycle.waiting
-        self._budget, self._masks = budget, masks
+        self._masks = masks
         # A request that did not fit, and what there was then: blocks that could be had, nodes of the prefix tree.
         self._blocked: tuple[Request, int, int] | None = None
 
@@ -32,7 +32,7 @@ class Starter:
         """Start waiting requests, in order, while tokens, rows, blocks and the plan's columns last."""
         later: list[Request] = []
         computing: list[tuple[int, bytes]] = []  # blocks of this very step for which somebody waits: place in the prefix, key
-        while writer.num_tokens < self._budget and self._rows.num_free and len(later) < MAX_PASSED_OVER:
+        while writer.num_tokens < flight.budget and self._rows.num_free and len(later) < MAX_PASSED_OVER:
             request = self._waiting.first()
             if request is None or not self._admits(request) or self._still_blocked(request):
                 break

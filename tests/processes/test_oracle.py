@@ -21,7 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chunked": {"max_num_batched_tokens": 24, "max_num_seqs": 24},
     "preempting": {"block_size": 4, "num_blocks": 120, "max_num_seqs": 64},
     "no_overlap": {"overlap": False, "block_size": 4},
-    "no_prefix_cache": {"enable_prefix_caching": False, "block_size": 32},
+    "no_prefix_cache": {"enable_prefix_caching": False, "block_size": 32, "target_step_ms": 1.0},
 }
 
 

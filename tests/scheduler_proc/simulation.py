@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, PlanHeader, ResultColumns, RowSetup
+from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultHeader, RowSetup
 from ipc.config import CacheConfig, Config, ModelConfig, SchedulerConfig, StructuredOutputsConfig
 from ipc.grammar import Grammar, GrammarKind
 from ipc.messages import Finished, FinishReason, PromptLogprobs, Refused, Submit, Tokens
@@ -36,6 +37,7 @@ def make_config(
     block_size: int = 4,
     caching: bool = True,
     overlap: bool = True,
+    target_step_ms: float = 0,
     policy: Any = "fcfs",
     queue: int = 1000,
     grammar_rows: int = 128,
@@ -44,7 +46,12 @@ def make_config(
         model=ModelConfig(max_logprobs=5),
         cache=CacheConfig(block_size=block_size, enable_prefix_caching=caching),
         scheduler=SchedulerConfig(
-            max_num_seqs=rows, max_num_batched_tokens=tokens, overlap=overlap, scheduling_policy=policy, max_queued_requests=queue
+            max_num_seqs=rows,
+            max_num_batched_tokens=tokens,
+            overlap=overlap,
+            scheduling_policy=policy,
+            max_queued_requests=queue,
+            target_step_ms=target_step_ms,
         ),
         structured_outputs=StructuredOutputsConfig(max_grammar_rows=grammar_rows),
     )
@@ -137,6 +144,7 @@ class Simulation:
         self.gone: set[str] = set()
         self.step = 0
         self.now = MILLISECOND
+        self.step_ms: Callable[[int], float] = lambda tokens: 1.0  # what the workers say a step of so many tokens took
         self.handles = 0
 
     def new_toy(self, num_blocks: int) -> PagedToy:
@@ -195,6 +203,7 @@ class Simulation:
             return False
         self.masked.discard(self.in_flight.popleft())
         self.toy.run(plan, result)
+        result.header[ResultHeader.FORWARD_NS] = int(self.step_ms(int(plan.header[PlanHeader.NUM_TOKENS])) * MILLISECOND)
         self.now += MILLISECOND
         for emission in self.scheduler.apply(result, self.now):
             self.hear(*emission)
