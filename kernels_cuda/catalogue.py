@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels_cuda import activations, logprobs, mla_decode, norms, paged_decode, paged_prefill, qkv, rows, sampler
+from kernels_cuda import activations, logprobs, mla_decode, norms, paged_decode, paged_prefill, paged_prefill_wgmma, qkv, rows, sampler
 from kernels_cuda.kernel import Source
 
 SOURCES: tuple[Source, ...] = (
@@ -12,6 +12,7 @@ SOURCES: tuple[Source, ...] = (
     norms.SOURCE,
     paged_decode.SOURCE,
     paged_prefill.SOURCE,
+    paged_prefill_wgmma.SOURCE,
     qkv.SOURCE,
     rows.SOURCE,
     sampler.SOURCE,

@@ -55,6 +55,10 @@ class Source:
         """Registers per thread that `entry` may use in this variant."""
         return self.variant_registers.get(variant, {}).get(entry, self.registers[entry])
 
+    def can_be_made_for(self, architecture: str) -> bool:
+        """Whether it compiles for this one of KNOWN, shipped or not: what is for sm_90 does for sm_90a."""
+        return architecture in self.architectures or (architecture in ARCHITECTURES_90A and "90" in self.architectures)
+
     def kernel(self, entry: str, variant: Defines) -> Kernel:
         """The handle of an entry. Raises UnsupportedShape for a variant that is not shipped."""
         kernel = self._kernels.get((entry, variant))

@@ -118,9 +118,39 @@ def prefill_attention(
     A token's bits depend on its position and its request's cache alone, not on the other chunks, nor on where prompts are cut.
     Raises UnsupportedShape.
     """
-    variant, kv_bytes = _checked_variant(q, k_cache, v_cache, out)
+    head_dim, kv_heads, fp8 = q.shape[2], k_cache.shape[1], str(k_cache.dtype) == "torch.float8_e4m3fn"
+    require(head_dim in HEAD_DIMS, f"head size {head_dim} has no CUDA prefill kernel; there are {', '.join(map(str, HEAD_DIMS))}")
+    scalars = checked_scalars(q, k_cache, v_cache, block_tables, work, chunks, out, scale, window, soft_cap, sinks)
+    kernel = SOURCE.kernel("paged_prefill", _variant(head_dim, int(fp8), dtype_macro(q.dtype, "q")))
+    if not len(work):
+        return
+    pointers = (q, k_cache, v_cache, block_tables, work, chunks, sinks, out, k_scale, v_scale)
+    launch(
+        kernel, (len(work) * kv_heads,), (WARPS * 32,), shared_bytes(head_dim, 1 if fp8 else 2),
+        *(0 if t is None else t.data_ptr() for t in pointers), *scalars,
+    )  # fmt: skip
+
+
+def checked_scalars(
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    block_tables: Any,
+    work: Any,
+    chunks: Any,
+    out: Any,
+    scale: float,
+    window: int,
+    soft_cap: float,
+    sinks: Any | None,
+) -> tuple[np.int32 | np.float32, ...]:
+    """The scalars that end a prefill kernel's arguments, for arguments of prefill_attention that every such kernel can take.
+
+    Raises UnsupportedShape for others.
+    """
     heads, head_dim = q.shape[1:]
     _, kv_heads, block_size, _ = k_cache.shape
+    _check_tensors(q, k_cache, v_cache, out)
     require(heads % kv_heads == 0, f"{heads} query heads are not a multiple of {kv_heads} KV heads")
     require(block_size % PAGE == 0, f"block size {block_size} is not a multiple of {PAGE}")
     require(q.numel() // head_dim < 2**31 and block_tables.numel() < 2**31, "q or block_tables are too large for 32-bit indices")
@@ -128,14 +158,8 @@ def prefill_attention(
     require(sinks is None or (sinks.dtype == q.dtype and sinks.numel() == heads), "sinks must be one per head, of q's dtype")
     for name, array in (("work", work), ("chunks", chunks), ("block_tables", block_tables)):
         require(str(array.dtype) == "torch.int32" and array.is_contiguous(), f"{name} must be contiguous int32")
-    if not len(work):
-        return
-    pointers = (q, k_cache, v_cache, block_tables, work, chunks, sinks, out, k_scale, v_scale)
-    launch(
-        SOURCE.kernel("paged_prefill", variant), (len(work) * kv_heads,), (WARPS * 32,), shared_bytes(head_dim, kv_bytes),
-        *(0 if t is None else t.data_ptr() for t in pointers),
-        *map(np.int32, (block_tables.shape[1], kv_heads, heads // kv_heads, block_size, window)), *map(np.float32, _score(scale, soft_cap)),
-    )  # fmt: skip
+    shape = (block_tables.shape[1], kv_heads, heads // kv_heads, block_size, window)
+    return *map(np.int32, shape), *map(np.float32, _score(scale, soft_cap))
 
 
 def _score(scale: float, soft_cap: float) -> tuple[float, float, float]:
@@ -145,9 +169,8 @@ def _score(scale: float, soft_cap: float) -> tuple[float, float, float]:
     return scale * LOG2E, 0.0, 0.0
 
 
-def _checked_variant(q: Any, k_cache: Any, v_cache: Any, out: Any) -> tuple[Defines, int]:
+def _check_tensors(q: Any, k_cache: Any, v_cache: Any, out: Any) -> None:
     head_dim = q.shape[2]
-    require(head_dim in HEAD_DIMS, f"head size {head_dim} has no CUDA prefill kernel; there are {', '.join(map(str, HEAD_DIMS))}")
     require(k_cache.shape == v_cache.shape and k_cache.shape[3] == head_dim, f"caches {tuple(k_cache.shape)} for heads of {head_dim}")
     require(
         k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.dtype == v_cache.dtype, "KV caches must be contiguous and alike"
@@ -158,4 +181,3 @@ def _checked_variant(q: Any, k_cache: Any, v_cache: Any, out: Any) -> tuple[Defi
         out.is_contiguous() and q.is_contiguous() and out.dtype == q.dtype and out.shape == q.shape,
         "q and out must be contiguous, of one dtype and one shape",
     )
-    return _variant(head_dim, int(fp8), dtype_macro(q.dtype, "q")), 1 if fp8 else 2

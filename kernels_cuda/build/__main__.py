@@ -68,7 +68,8 @@ def _chosen(names: Sequence[str]) -> list[Source]:
 
 
 def _targets(source: Source, architectures: Sequence[str]) -> list[Target]:
-    return [Target(source.file, variant, a) for variant in source.variants for a in architectures or source.architectures]
+    wanted = [a for a in architectures or source.architectures if source.can_be_made_for(a)]
+    return [Target(source.file, variant, a) for variant in source.variants for a in wanted]
 
 
 def _twins(source: Source) -> list[tuple[Target, Target]]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from kernels_cuda import activations, logprobs, norms, paged_decode, paged_prefill, qkv, rows, sampler
+from kernels_cuda import activations, logprobs, norms, paged_decode, paged_prefill, paged_prefill_wgmma, qkv, rows, sampler
 from kernels_cuda.build.cache import find_or_compile
 from kernels_cuda.kernel import Defines
 
@@ -14,11 +14,15 @@ OF_DECODERS = (activations, logprobs, norms, paged_decode, paged_prefill, qkv, r
 COMPILERS = 8  # at once; NVRTC runs outside the interpreter's lock
 
 
-def needed(head_dim: int, dtype: str, fp8: bool = False) -> Iterable[tuple[str, Defines]]:
-    """Sources and variants for a decoder of this head size, dtype (BF16 or FP16) and kind of KV cache."""
+def needed(head_dim: int, dtype: str, fp8: bool = False, wgmma: bool = False) -> Iterable[tuple[str, Defines]]:
+    """Sources and variants for a decoder of this head size, dtype (BF16 or FP16) and kind of KV cache.
+
+    wgmma: for prompts Hopper's kernel instead of the other.
+    """
     wanted = {"HEAD_DIM": str(head_dim), "FP8_CACHE": str(int(fp8))}
     other = {"DTYPE_BF16", "DTYPE_FP16"} - {f"DTYPE_{dtype}"}
-    for source in (module.SOURCE for module in OF_DECODERS):
+    prefill = {paged_prefill: paged_prefill_wgmma} if wgmma else {}
+    for source in (prefill.get(module, module).SOURCE for module in OF_DECODERS):
         for variant in source.variants:
             macros = dict(variant)
             if not other & macros.keys() and all(macros.get(name, value) == value for name, value in wanted.items()):

@@ -83,7 +83,13 @@ def make_step(
 
 
 def attend(
-    step: Step, seed: int = 0, sources: Path = SOURCES, pad_items: int = 0, window: int = 0, **options: object
+    step: Step,
+    seed: int = 0,
+    sources: Path = SOURCES,
+    pad_items: int = 0,
+    window: int = 0,
+    attention: Callable[..., None] = paged_prefill.prefill_attention,
+    **options: object,
 ) -> list[torch.Tensor]:
     """Through plan and kernel, per chunk; what belongs to no chunk must stay NaN."""
     n, heads, dim = step.q.shape
@@ -92,9 +98,7 @@ def attend(
     plan = plan_prefill(new, past, first, rows, heads // KV_HEADS, window, pad_items)
     out = nan(n, heads, dim, dtype=step.q.dtype)
     with emulated(seed, sources):
-        paged_prefill.prefill_attention(
-            step.q, step.k, step.v, step.tables, integers(plan.work), integers(plan.chunks), out, dim**-0.5, window, **options  # type: ignore[arg-type]
-        )  # fmt: skip
+        attention(step.q, step.k, step.v, step.tables, integers(plan.work), integers(plan.chunks), out, dim**-0.5, window, **options)
     assert all(out[end].isnan().all() for end in (first + new).tolist())
     return [out[begin : begin + count] for begin, (_, count) in zip(step.first, step.chunks)]
 

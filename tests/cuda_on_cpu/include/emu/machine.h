@@ -69,6 +69,7 @@ inline dim3 grid_dim, block_dim;
 inline void (*call_kernel)(void*);
 inline void* call_argument;
 inline bool greedy = false;                   // see Config::seed
+inline long progress = 0;                     // rises with whatever happens, but not with a thread that asks again whether it may go on
 inline bool failed = false;
 inline char error_text[512];
 
@@ -127,6 +128,7 @@ __attribute__((noinline)) inline void next_fiber(bool from_first = false) {
        self->waits_at);
 }
 __attribute__((noinline)) inline void wait_here(const char* what) {
+  progress++;
   self->blocked = true;
   self->waits_at = what;
   while (self->blocked) next_fiber(greedy);
@@ -158,6 +160,7 @@ __attribute__((noinline)) inline long meet(unsigned id, unsigned need, long valu
   return self->barrier_result;
 }
 __attribute__((noinline)) inline void finish(Fiber* fiber) {
+  progress++;
   fiber->done = true;
   block.alive--;
   Barrier& barrier = block.barriers[0];
@@ -327,4 +330,7 @@ static inline int __syncthreads_and(int p) { return emu::meet(0, 0, p == 0, "__s
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 static inline void __threadfence_system() {}
-static inline void __nanosleep(unsigned) { emu::next_fiber(); }
+static inline void __nanosleep(unsigned) {
+  emu::progress++;
+  emu::next_fiber();
+}

@@ -114,6 +114,13 @@ __attribute__((noinline)) inline void begin_reads(const Product& product) {
 inline int row_of(int l, int r) { return l / 32 * 16 + l % 32 / 4 + 8 * (r >> 1 & 1); }
 inline int column_of(int l, int r) { return r / 4 * 8 + 2 * (l % 4) + (r & 1); }
 
+// Most of a kernel's time here, and sources with planted bugs are compiled with -Og.
+__attribute__((noinline, optimize("O3")))
+inline void add_product(float* sum, const float (&A)[ROWS][DEPTH], const float (&B)[DEPTH][256], int n) {
+  for (int i = 0; i < ROWS; i++)
+    for (int k = 0; k < DEPTH; k++)
+      for (int j = 0; j < n; j++) sum[i * n + j] += A[i][k] * B[k][j];
+}
 __attribute__((noinline)) inline void multiply(const Product& product) {
   Accumulators& sums = *product.sums;
   const int n = product.columns;
@@ -137,12 +144,8 @@ __attribute__((noinline)) inline void multiply(const Product& product) {
   each_piece(product.b, product.b_transposed, n, [&](const uint16_t* p, int row, int k, bool along_rows) {
     for (int i = 0; i < 8; i++) B[along_rows ? k : k + i][along_rows ? row + i : row] = number(p[i]);
   });
-  for (int i = 0; i < ROWS; i++) {
-    float* row = &sums.sum[i * n];
-    if (!product.accumulate) std::fill(row, row + n, 0.f);
-    for (int k = 0; k < DEPTH; k++)
-      for (int j = 0; j < n; j++) row[j] += A[i][k] * B[k][j];
-  }
+  if (!product.accumulate) std::fill(sums.sum.begin(), sums.sum.end(), 0.f);
+  add_product(sums.sum.data(), A, B, n);
 }
 // The oldest product under way becomes visible.
 __attribute__((noinline)) inline void complete(Warpgroup& group) {
@@ -229,11 +232,14 @@ __attribute__((noinline)) inline void setmaxnreg(int registers, bool more) {
   const int before = warpgroups[mine].registers;
   if (before != registers && more != (registers > before))
     fail("setmaxnreg.%s to %d registers from %d", more ? "inc" : "dec", registers, before);
+  long seen = progress;
   for (int turn = 0;; turn++) {
+    if (seen != progress) turn = 0;
+    seen = progress;
     int others = 0;
     for (unsigned i = 0; i < groups; i++) others += i == mine ? 0 : warpgroups[i].registers;
     if ((others + registers) * LANES <= 65536) break;
-    if (turn > 1000) fail("setmaxnreg.inc: %d registers per thread never become free", registers);
+    if (turn > 50) fail("setmaxnreg.inc: %d registers per thread never become free", registers);
     next_fiber();
   }
   warpgroups[mine].registers = registers;
