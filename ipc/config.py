@@ -112,6 +112,10 @@ class DeviceConfig(_Section, frozen=True):
     batch_invariant: Annotated[
         bool, Meta(description="A request's attention gives the same bits alone and in any batch, at some cost of speed; on CUDA only.")
     ] = False
+    attention_prefill: Annotated[
+        Literal["auto", "mma", "wgmma"],
+        Meta(description="Kernel that attends for prompts on CUDA: auto takes mma everywhere; wgmma is for Hopper, not measured yet."),
+    ] = "auto"
     enforce_eager: Annotated[bool, Meta(description="Launch every kernel by itself on the GPU, without recorded graphs.")] = False
 
 

@@ -12,7 +12,7 @@ import torch
 from bench.gpu.case import TOLERANCE, Builders, Case, Inputs, relative
 from bench.gpu.kernels import check_and_time
 from bench.gpu.part import run
-from kernels_cuda import launch, mla_decode, paged_decode, paged_prefill, reference
+from kernels_cuda import launch, mla_decode, paged_decode, paged_prefill, paged_prefill_wgmma, reference
 
 CHECKED_REQUESTS = 4  # of a large batch
 BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
@@ -93,8 +93,11 @@ def prefill(
     soft_cap: float = 0.0,
     sinks: bool = False,
     large: bool = False,
+    wgmma: bool = False,
 ) -> Case:
-    """chunks: (tokens before, new tokens) of each. large: only some of it is compared, since the reference in float64 is slow."""
+    """chunks: (tokens before, new tokens) of each. large: only some of it is compared, since the reference in float64 is slow. wgmma: by
+    Hopper's kernel."""
+    attention = paged_prefill_wgmma.prefill_attention if wgmma else paged_prefill.prefill_attention
     past, new = np.array(chunks, np.int32).T
     pages = Pages(make, (past + new).tolist(), kv_heads, dim, cache or dtype)
     total, first = int(new.sum()), (np.cumsum(new) - new).astype(np.int32)
@@ -104,7 +107,7 @@ def prefill(
     work, parts, scale = make.ints(plan.work), make.ints(plan.chunks), dim**-0.5
 
     def run() -> None:
-        paged_prefill.prefill_attention(q, pages.k, pages.v, pages.tables, work, parts, out, scale, window, soft_cap, sink)
+        attention(q, pages.k, pages.v, pages.tables, work, parts, out, scale, window, soft_cap, sink)
 
     def error() -> float:
         worst = 0.0
@@ -176,23 +179,25 @@ def mixed(make: Inputs, name: str, lengths: list[int], chunks: list[tuple[int, i
 
 @dataclass(frozen=True)
 class Chip:
-    """multiprocessors; bytes of shared memory of each, and of one block at most."""
+    """multiprocessors; bytes of shared memory of each, and of one block at most; whether it has wgmma."""
 
     multiprocessors: int
     shared_memory: int
     block_memory: int
+    wgmma: bool
 
 
 @cache
 def chip(device: str) -> Chip:
     """This machine's GPU, or for the emulator a small one."""
     if device == "cpu":
-        return Chip(4, 228 << 10, mla_decode.MOST_SHARED)
+        return Chip(4, 228 << 10, mla_decode.MOST_SHARED, True)
     import cupy
 
-    attributes = cupy.cuda.Device().attributes
+    device_ = cupy.cuda.Device()
+    attributes = device_.attributes
     names = ("MultiProcessorCount", "MaxSharedMemoryPerMultiprocessor", "MaxSharedMemoryPerBlockOptin")
-    return Chip(*(int(attributes[name]) for name in names))
+    return Chip(*(int(attributes[name]) for name in names), device_.compute_capability == "90")
 
 
 def checks(make: Inputs, few: bool) -> Builders:
@@ -211,9 +216,15 @@ def checks(make: Inputs, few: bool) -> Builders:
                 yield partial(decode, make, f"decode {label} fixed split", lengths, **shape, fixed_split=128)
                 yield partial(prefill, make, f"prefill {label}", chunks, **shape)
                 yield partial(prefill, make, f"prefill {label} window cap sinks", chunks, **shape, **options)
+                if chip(make.device).wgmma and dim in paged_prefill_wgmma.HEAD_DIMS and kv is None:
+                    further = [*chunks, (700, 150)]  # each stage is used again
+                    yield partial(prefill, make, f"prefill wgmma {label}", further, **shape, wgmma=True)
+                    yield partial(prefill, make, f"prefill wgmma {label} window cap sinks", further, **shape, **options, wgmma=True)
     for group in (1,) if few else (1, 7, 9, 16):
         yield partial(decode, make, f"decode group {group}", lengths[:8], heads=2 * group, kv_heads=2, dim=128)
         yield partial(prefill, make, f"prefill group {group}", chunks, heads=2 * group, kv_heads=2, dim=128)
+        if chip(make.device).wgmma:
+            yield partial(prefill, make, f"prefill wgmma group {group}", chunks, heads=2 * group, kv_heads=2, dim=128, wgmma=True)
     for heads in (16,) if few else (8, 16, 24, 64, 128):
         for dtype in (BF16,) if few else (BF16, FP16):
             yield partial(latent, make, f"latent {heads} heads {str(dtype)[6:]}", lengths[:40], heads, dtype)
@@ -237,6 +248,10 @@ def timed(make: Inputs, few: bool) -> Builders:
             continue
         label = f"prefill {requests} x {new}k after {past}k"
         yield partial(prefill, make, label, [(int(past * unit), int(new * unit))] * requests, **shape, large=True)
+        if chip(make.device).wgmma:  # side by side with the one above: what --attention-prefill chooses between
+            yield partial(
+                prefill, make, f"{label} wgmma", [(int(past * unit), int(new * unit))] * requests, **shape, large=True, wgmma=True
+            )
     for side_by_side in (False, True):
         label = f"mixed 128 of 1 to 4k + 2k of a prompt, {'side by side' if side_by_side else 'in turn'}"
         yield partial(mixed, make, label, lengths, [(0, 2 * unit)], side_by_side, **shape)

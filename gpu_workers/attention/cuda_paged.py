@@ -3,7 +3,7 @@ long contexts over the machine, and the others through the prefill kernel. A mix
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,20 @@ from gpu_workers.attention import HeadNorms
 from gpu_workers.batch import Bool, StepRows
 from gpu_workers.kv_cache import KVCache
 from gpu_workers.models.spec import DecoderSpec
-from kernels_cuda import paged_decode, paged_prefill, qkv
+from kernels_cuda import paged_decode, paged_prefill, paged_prefill_wgmma, qkv
 
 if TYPE_CHECKING:
     from gpu_workers.cuda.layout import Columns
     from gpu_workers.cuda.machine import Chip
     from gpu_workers.layers.rotary import Rotary
+
+
+# By --attention-prefill. They take the same plans. auto: wgmma is not measured yet; a run of bench/gpu on Hopper decides.
+PREFILL: Mapping[str, Callable[..., None]] = {
+    "auto": paged_prefill.prefill_attention,
+    "mma": paged_prefill.prefill_attention,
+    "wgmma": paged_prefill_wgmma.prefill_attention,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +44,21 @@ class CUDAPagedAttention:
 
     `plan` fills the lists that `columns` names, on the host; when they are on the device, `use` says how many of their entries the
     launches shall cover. tables int32[rows, blocks_per_row]: of the persistent batch, on the device. batch_invariant: split decode rows at
-    fixed places, whatever else is in the step.
+    fixed places, whatever else is in the step. prefill: a key of PREFILL.
     """
 
     def __init__(
-        self, spec: DecoderSpec, num_heads: int, cache: KVCache, tables: torch.Tensor, chip: Chip, max_tokens: int, batch_invariant: bool
+        self,
+        spec: DecoderSpec,
+        num_heads: int,
+        cache: KVCache,
+        tables: torch.Tensor,
+        chip: Chip,
+        max_tokens: int,
+        batch_invariant: bool,
+        prefill: str,
     ) -> None:
+        self._prefill_attention = PREFILL[prefill]
         self._cache, self._tables = cache, tables
         self._heads, self._kv_heads, self._dim = num_heads, cache.num_kv_heads, cache.head_dim
         self._group = num_heads // cache.num_kv_heads
@@ -108,7 +125,7 @@ class CUDAPagedAttention:
             paged_decode.decode_attention(q, k_cache, v_cache, self._tables, work, merges, *scratch, out, self._scale)
         if used.prefill:
             work, chunks = lists["prefill"][: used.prefill], lists["chunks"][: used.chunks]
-            paged_prefill.prefill_attention(q, k_cache, v_cache, self._tables, work, chunks, out, self._scale, window)
+            self._prefill_attention(q, k_cache, v_cache, self._tables, work, chunks, out, self._scale, window)
         return out.view(tokens, -1)
 
     def _plan_decode(self, step: StepRows, at: np.ndarray, host: Mapping[str, np.ndarray], bucket: int) -> tuple[int, int]:

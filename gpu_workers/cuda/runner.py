@@ -70,7 +70,9 @@ class CUDARunner:
         self.cache = KVCache(device, spec.num_layers, num_blocks, heads.num_kv, block_size, spec.head_dim, device.cache_dtype(model.dtype))
         self._tables = torch.zeros((rows, dimensions.blocks_per_row), dtype=torch.int32, device=target)
         self._last_token = torch.zeros(rows, dtype=torch.int32, device=target)
-        self.attention = CUDAPagedAttention(spec, heads.num, self.cache, self._tables, machine.chip, tokens, self._batch_invariant)
+        self.attention = CUDAPagedAttention(
+            spec, heads.num, self.cache, self._tables, machine.chip, tokens, self._batch_invariant, config.device.attention_prefill
+        )
         entries = {
             "logits_at": torch.int64,
             "place": torch.int64,

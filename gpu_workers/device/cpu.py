@@ -173,6 +173,10 @@ def _check_config(config: Config) -> None:
         raise ConfigError(
             f"--kv-cache-dtype {kind}: on the CPU keys and values have the model's dtype; leave it at auto, or use --device cuda"
         )
+    if config.device.attention_prefill != "auto":
+        raise ConfigError(
+            f"--attention-prefill {config.device.attention_prefill}: it names a CUDA kernel; leave it at auto, or use --device cuda"
+        )
     if config.device.batch_invariant:
         raise ConfigError(
             "--batch-invariant: the CPU's kernels share out their work by what the batch holds; leave it out, or use --device cuda"

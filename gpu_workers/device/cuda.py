@@ -14,7 +14,7 @@ from gpu_workers.layers.cuda_ops import CUDAOps
 from gpu_workers.layers.ops import Ops
 from ipc.config import Config
 from ipc.errors import ConfigError
-from kernels_cuda import launch, logprobs, paged_decode
+from kernels_cuda import launch, logprobs, paged_decode, paged_prefill_wgmma
 from kernels_cuda.build import ahead
 from kernels_cuda.build.ahead import Ahead
 from kernels_cuda.errors import KernelError
@@ -96,10 +96,13 @@ class CUDADevice:
         if shape.head_dim not in paged_decode.HEAD_DIMS:
             sizes = ", ".join(map(str, paged_decode.HEAD_DIMS))
             raise ConfigError(f"the model's heads have {shape.head_dim} dimensions; the CUDA kernels are made for {sizes}; {ON_CPU}")
+        wgmma = self._config.device.attention_prefill == "wgmma"
+        if wgmma:
+            self._check_wgmma(shape)
         self._budget.expect(weight_bytes)
         if self._machine.chip.architectures:
             fp8 = self.cache_dtype(shape.dtype) != shape.dtype
-            kernels = ahead.needed(shape.head_dim, dtype_macro(shape.dtype, "the model"), fp8)
+            kernels = ahead.needed(shape.head_dim, dtype_macro(shape.dtype, "the model"), fp8, wgmma)
             self._kernels = ahead.Ahead(kernels, self._machine.chip.architectures)
 
     def explain(self, error: BaseException) -> BaseException:
@@ -114,6 +117,12 @@ class CUDADevice:
         graphs = not self._config.device.enforce_eager
         self._runner = CUDARunner(serving, self, self._machine, self._config, num_blocks, Waiter(deliver), graphs)
         return self._runner
+
+    def _check_wgmma(self, shape: AttentionShape) -> None:
+        able = self._machine.chip.architectures or paged_prefill_wgmma.SOURCE.architectures  # none: emulated, which runs every source
+        reason = paged_prefill_wgmma.obstacle(shape.head_dim, self.cache_dtype(shape.dtype), able)
+        if reason is not None:
+            raise ConfigError(f"--attention-prefill wgmma: {reason}; leave it at auto")
 
     def _wait_for_kernels(self) -> None:
         if self._kernels is not None:

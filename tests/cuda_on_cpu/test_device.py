@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_workers.attention import HeadNorms
+from gpu_workers.attention import HeadNorms, cuda_paged
 from gpu_workers.cuda.memory import GRAPH_BYTES
 from gpu_workers.cuda.runner import CUDARunner
 from gpu_workers.device.cuda import CUDADevice
 from gpu_workers.sampler import Sampler
 from ipc.arena import NUM_SLOTS, PlanColumns, PlanHeader, RowFlag
+from ipc.errors import ConfigError
 from kernels_cuda import paged_decode
 from tests import oracle
 from tests.cuda_on_cpu.emulator import emulated
@@ -197,6 +199,39 @@ def test_batch_invariant_attention(checkpoints: dict[str, str], monkeypatch: pyt
             different |= {place[:2] for place, bits in alone.items() if not torch.equal(bits, crowd[place])}
         assert not different or not invariant
         assert invariant or {(150, 149), (150, 151)} <= different
+
+
+def test_prompts_by_wgmma(checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """--attention-prefill wgmma attends for prompts in its own kernel, in mixed steps too; what it cannot serve is refused by its name."""
+    launched: list[int] = []
+    right = cuda_paged.PREFILL["wgmma"]
+
+    def counted(q: torch.Tensor, *rest: Any) -> None:
+        launched.append(len(q))
+        right(q, *rest)
+
+    monkeypatch.setattr(cuda_paged, "PREFILL", {"wgmma": counted})
+    path = checkpoints["llama"]
+    player = player_on(SyncMachine(), path, attention_prefill="wgmma")
+    first = player.add(2, prompt(150))
+    player.step([(first, 90)])
+    player.step([(first, 60)])
+    second = player.add(0, prompt(20, 4))
+    player.step([(first, 1), (second, 20)])
+    player.run([first, second], 2)
+    assert launched == [90, 90, 60, 60, 21, 21]
+    for row in (first, second):
+        check_greedy(path, row)
+    with pytest.raises(ConfigError, match=r"--attention-prefill wgmma: it has no variant for heads of 32.*leave it at auto"):
+        player_on(SyncMachine(), checkpoints["mistral"], attention_prefill="wgmma")
+    with pytest.raises(ConfigError, match=r"--attention-prefill wgmma: it has no variant for an fp8 cache"):
+        player_on(SyncMachine(), path, attention_prefill="wgmma", kv_cache_dtype="fp8")
+    other = SyncMachine()
+    other.chip = replace(other.chip, architectures=("100",))
+    with pytest.raises(
+        ConfigError, match=r"--attention-prefill wgmma: it needs a GPU of compute capability 9\.0 \(Hopper\); this one runs sm_100"
+    ):
+        player_on(other, path, attention_prefill="wgmma")
 
 
 def test_shared_blocks_a_preempted_row_and_a_reused_one(checkpoints: dict[str, str]) -> None:

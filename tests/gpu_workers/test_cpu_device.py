@@ -27,6 +27,7 @@ def device() -> Any:
     [
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8: on the CPU .* leave it at auto, or use --device cuda"),
         ({"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype fp8_e4m3: "),
+        ({"attention_prefill": "wgmma"}, "--attention-prefill wgmma: .* leave it at auto, or use --device cuda"),
         ({"batch_invariant": True}, "--batch-invariant: .* leave it out, or use --device cuda"),
     ],
 )
