@@ -9,17 +9,12 @@ from numba import carray, cfunc
 
 from gpu_workers.attention.cpu_attention import (
     COUNTERS,
-    DECODE_ROW,
-    DECODING,
     K_CACHE,
     LENGTHS,
     NUM_ARGUMENTS,
     NUM_BLOCKS,
     NUM_NEW,
     OUT,
-    PART_END,
-    PART_FIRST,
-    PARTIALS,
     QKV,
     ROWS,
     SCALE_BITS,
@@ -39,15 +34,13 @@ from gpu_workers.attention.cpu_attention import (
     V_CACHE,
     WINDOW,
 )
+from gpu_workers.attention.cpu_attention_decode import decode_bytes, decode_parts
 from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
-from gpu_workers.attention.cpu_attention_vectors import add_values, score_keys
-from gpu_workers.device.cpu_native import as_float, ask_for, barrier, exponential, narrow, pointer, signature, thread_number, widen
+from gpu_workers.device.cpu_native import as_float, barrier, exponential, narrow, pointer, signature, thread_number, widen
 from gpu_workers.layers.cpu_linear_vectors import FLOAT32, PANEL, fetch_add, multiply_panel
 
 # Query rows that are multiplied together, and keys that a tile meets at a time.
 HEIGHT, KEYS = 6, 128
-# Blocks that are asked for before they are needed.
-AHEAD = 4
 
 
 def _blocks(group: int, tokens: int) -> int:
@@ -59,7 +52,7 @@ def scratch_bytes(dim: int, group: int, tokens: int, keys: int) -> int:
     """What one thread needs: for tiles of `tokens`, and for parts of `keys` keys."""
     rows, width = _blocks(group, tokens) * HEIGHT, -(-dim // PANEL) * PANEL
     tile = rows * (dim + width + 2) + KEYS * (dim + width + 2 * HEIGHT) + HEIGHT * PANEL
-    return 4 * (max(tile, group * (keys + 2 * dim)) + dim + 64)
+    return max(4 * tile, decode_bytes(dim, group, keys)) + 4 * (dim + 64)
 
 
 def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool, cache: bool) -> Any:
@@ -70,14 +63,13 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bo
     dim, size, heads = head_dim, block_size, group
     all_heads = (group + 2) * kv_heads
     dtype = np.uint16 if bf16 else np.float32
-    is_bf16, number = int(bf16), 2 if bf16 else 4
-    block_bytes = size * dim * number
+    is_bf16 = int(bf16)
     tile_tokens = max(1, min(TILE_TOKENS, TILE_ROWS // group))
     tile_blocks = _blocks(group, tile_tokens)
     panels = -(-dim // PANEL)
     width = panels * PANEL
     by_dim = 2 if dim % 2 == 0 else 1
-    plain, height, panel, keys_at_once, least, ahead = FLOAT32, HEIGHT, PANEL, KEYS, LEAST, AHEAD
+    plain, height, panel, keys_at_once, least = FLOAT32, HEIGHT, PANEL, KEYS, LEAST
 
     @cfunc(signature, nopython=True, cache=cache, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
@@ -198,87 +190,8 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bo
                     out[token + r // heads, head * heads + r % heads, d] = narrow(value) if bf16 else value
             item = fetch_add(a[COUNTERS], 1)
 
-        # Parts: a row's one query against some of its keys, all scores first. A row of several parts is put together at the end.
-        split, decoding = a[SPLIT], a[DECODING]
-        decode_row = carray(pointer(a[DECODE_ROW]), (decoding,), np.int64)
-        part_first = carray(pointer(a[PART_FIRST]), (decoding * split,), np.int64)
-        part_end = carray(pointer(a[PART_END]), (decoding * split,), np.int64)
-        items = decoding * split * kv_heads
-        portion = max(1, items // (threads * 16))
-        query_at = mine
-        total_at = query_at + heads * dim * 4
-        part_scores_at = total_at + heads * dim * 4
-        query = carray(pointer(query_at), (heads * dim,), np.float32)
-        sum_of = carray(pointer(total_at), (heads * dim,), np.float32)
-        row_scores = carray(pointer(part_scores_at), (1,), np.float32)
-        partials = carray(pointer(a[PARTIALS]), (items, heads, dim + 2), np.float32)
-        start = fetch_add(a[COUNTERS] + 8, portion)
-        while start < items:
-            for item in range(start, min(start + portion, items)):
-                part, head = item // kv_heads, item % kv_heads
-                row = decode_row[part // split]
-                token, length = starts[row], lengths[row]
-                begin = max(part_first[part], length - window) if window > 0 else part_first[part]
-                end = max(begin, part_end[part])
-                for g in range(heads):
-                    for d in range(dim):
-                        number = qkv[token, head * heads + g, d]
-                        query[g * dim + d] = (widen(number) if bf16 else number) * scale
-                        sum_of[g * dim + d] = np.float32(0.0)
-                first, last = begin // size, (end + size - 1) // size
-                if begin == end:
-                    last = first
-                stride = (last - first) * size
-                for b in range(first, last):
-                    if b + ahead < last:
-                        ask_for(a[K_CACHE] + (np.int64(tables[row, b + ahead]) * kv_heads + head) * block_bytes, block_bytes)
-                    elif b + ahead - last < last - first:
-                        # Values come after the last keys.
-                        ask_for(a[V_CACHE] + (np.int64(tables[row, first + b + ahead - last]) * kv_heads + head) * block_bytes, block_bytes)
-                    keys = a[K_CACHE] + (np.int64(tables[row, b]) * kv_heads + head) * block_bytes
-                    score_keys(query_at, keys, part_scores_at + (b - first) * size * 4, stride, dim, heads, size, is_bf16)
-                low, high = begin - first * size, end - first * size
-                for g in range(heads):
-                    most = least
-                    for j in range(low, high):
-                        most = max(most, row_scores[g * stride + j])
-                    weight = np.float32(0.0)
-                    for j in range(low, high):
-                        e = exponential(row_scores[g * stride + j] - most)
-                        row_scores[g * stride + j] = e
-                        weight += e
-                    if split > 1:
-                        partials[item, g, dim] = most
-                        partials[item, g, dim + 1] = weight
-                    else:
-                        inverse = np.float32(1.0) / weight
-                        for j in range(low, high):
-                            row_scores[g * stride + j] *= inverse
-                for b in range(first, last):
-                    if b + ahead < last:
-                        ask_for(a[V_CACHE] + (np.int64(tables[row, b + ahead]) * kv_heads + head) * block_bytes, block_bytes)
-                    elif item + 1 < min(start + portion, items):
-                        # Then the keys of the next piece.
-                        beyond, behind = (item + 1) // kv_heads, (item + 1) % kv_heads
-                        place = part_first[beyond] // size + b + ahead - last
-                        if place * size < part_end[beyond]:
-                            next_row = decode_row[beyond // split]
-                            ask_for(a[K_CACHE] + (np.int64(tables[next_row, place]) * kv_heads + behind) * block_bytes, block_bytes)
-                    block_at = a[V_CACHE] + (np.int64(tables[row, b]) * kv_heads + head) * block_bytes
-                    at = (b - first) * size
-                    add_values(
-                        part_scores_at + at * 4, stride, block_at, total_at, max(low - at, 0), min(high - at, size), dim, heads, is_bf16
-                    )
-                if split > 1:
-                    for g in range(heads):
-                        for d in range(dim):
-                            partials[item, g, d] = sum_of[g * dim + d]
-                else:
-                    for g in range(heads):
-                        for d in range(dim):
-                            value = sum_of[g * dim + d]
-                            out[token, head * heads + g, d] = narrow(value) if bf16 else value
-            start = fetch_add(a[COUNTERS] + 8, portion)
+        decode_parts(address, me, mine, dim, heads, kv_heads, size, is_bf16)
+        split = a[SPLIT]
         if split > 1:
             barrier()
             merge_parts(address, me, mine, dim, heads, kv_heads, bf16)

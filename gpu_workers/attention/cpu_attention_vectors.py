@@ -66,6 +66,21 @@ class _Vectors:
             )
         return self.builder.extract_element(value, _I32(0))
 
+    def totals(self, values: list[ir.Value]) -> ir.Value:
+        """The sums of as many vectors as one has lanes, in their order: each round adds neighbours and halves the number of vectors."""
+        even, odd = (ir.Constant(ir.VectorType(_I32, self.lanes), list(range(first, 2 * self.lanes, 2))) for first in (0, 1))
+        while len(values) > 1:
+            pairs = zip(values[::2], values[1::2])
+            values = [self.builder.fadd(self.builder.shuffle_vector(a, b, even), self.builder.shuffle_vector(a, b, odd)) for a, b in pairs]
+        return values[0]
+
+    def dot(self, query: list[ir.Value], key: list[ir.Value]) -> ir.Value:
+        """Lane by lane products, added up over the vectors."""
+        products = None
+        for value, other in zip(query, key):
+            products = self.builder.fmul(value, other) if products is None else self.multiply_add(value, other, products)
+        return products
+
     def _widen(self, bits: ir.Value) -> ir.Value:
         wide = ir.VectorType(_I32, self.lanes)
         shifted = self.builder.shl(self.builder.zext(bits, wide), ir.Constant(wide, [16] * self.lanes))
@@ -89,12 +104,17 @@ def score_keys(_context, query, keys, scores, stride, dim, group, size, bf16):  
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         vectors = _Vectors(builder, width)
         query_at, keys_at, scores_at, row = arguments[:4]
+        number = 2 if narrow else 4
+        if heads == 1 and vectors.lanes > 1 and count % vectors.lanes == 0:
+            query_of = vectors.load(query_at, 0, False)
+            for first in range(0, count, vectors.lanes):
+                keys_of = [vectors.load(keys_at, (first + key) * width, narrow) for key in range(vectors.lanes)]
+                vectors.store([vectors.totals([vectors.dot(query_of, key) for key in keys_of])], scores_at, first)
+            return ir.Constant(_I64, 0)
         with cgutils.for_range(builder, _I64(count)) as loop:
-            key = vectors.load(builder.add(keys_at, builder.mul(loop.index, _I64(width * (2 if narrow else 4)))), 0, narrow)
+            key = vectors.load(builder.add(keys_at, builder.mul(loop.index, _I64(width * number))), 0, narrow)
             for g in range(heads):
-                products = None
-                for value, other in zip(vectors.load(query_at, g * width, False), key):
-                    products = builder.fmul(value, other) if products is None else vectors.multiply_add(value, other, products)
+                products = vectors.dot(vectors.load(query_at, g * width, False), key)
                 column = builder.add(builder.mul(row, _I64(g)), loop.index)
                 place = builder.add(scores_at, builder.mul(column, _I64(4)))
                 builder.store(vectors.total(products), builder.inttoptr(place, _F32.as_pointer()), align=4)

@@ -1,7 +1,8 @@
 """The numba source of attention on AMX tiles, for bfloat16 (cpu_attention.py says what it computes).
 
 Imported only by the thread that compiles it. Work is one kind: up to MOST_ROWS query rows (tokens times heads of a group) of one row and KV
-head, in blocks of 16, against a range of keys, KEYS at a time, with a running softmax. A decoding row is such a block with one token.
+head, in blocks of 16, against a range of keys, KEYS at a time, with a running softmax. A decoding row is such a block with one token; if a
+group has one head only, a tile would hold 15 rows of nothing, and decoding is left to vectors (cpu_attention_decode.py).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from gpu_workers.attention.cpu_attention import (
     V_CACHE,
     WINDOW,
 )
+from gpu_workers.attention.cpu_attention_decode import decode_bytes, decode_parts
 from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
 from gpu_workers.attention.cpu_tile_vectors import pair_values, score_tile, soften, turn_pairs, weigh_values
 from gpu_workers.device.cpu_native import as_float, ask_for, barrier, narrow, pointer, signature, thread_number
@@ -64,11 +66,12 @@ def tile_tokens(group: int) -> int:
     return max(1, min(TILE_TOKENS, MOST_ROWS // group))
 
 
-def scratch_bytes(dim: int, group: int) -> int:
-    """What one thread needs."""
+def scratch_bytes(dim: int, group: int, keys: int) -> int:
+    """What one thread needs, for parts of `keys` keys."""
     blocks = -(-tile_tokens(group) * group // COLUMNS)
     block = dim * COLUMNS * (2 + 4) + STATE * COLUMNS * 4
-    return blocks * block + KEYS * (COLUMNS * (4 + 2 + 2) + dim * 2) + 4096
+    tiles = blocks * block + KEYS * (COLUMNS * (4 + 2 + 2) + dim * 2)
+    return max(tiles, decode_bytes(dim, group, keys) if group == 1 else 0) + 4096
 
 
 def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: bool) -> Any:
@@ -121,7 +124,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
         limits = carray(pointer(states_at), (most_blocks, state_size, lanes), np.int32)
         states = carray(pointer(states_at), (most_blocks, state_size, lanes), np.float32)
         tile_items = a[TILES] * kv_heads
-        items = tile_items + decoding * split * kv_heads
+        items = tile_items if heads == 1 else tile_items + decoding * split * kv_heads
         portion = max(1, items // (threads * 16))
         start = fetch_add(a[COUNTERS], portion)
         while start < items:
@@ -212,6 +215,8 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
                             out[token + r // heads, head * heads + r % heads, d] = narrow(totals[b, d // lanes, lane, d % lanes] * inverse)
             start = fetch_add(a[COUNTERS], portion)
         release()
+        if heads == 1:
+            decode_parts(address, me, mine, dim, heads, kv_heads, size, 1)
         if split > 1:
             barrier()
             merge_parts(address, me, mine, dim, heads, kv_heads, True)
