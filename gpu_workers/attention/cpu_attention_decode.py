@@ -63,7 +63,7 @@ def decode_parts(address, me, mine, dim, heads, kv_heads, size, bf16):  # type: 
     part_first = carray(pointer(a[PART_FIRST]), (decoding * split,), np.int64)
     part_end = carray(pointer(a[PART_END]), (decoding * split,), np.int64)
     items = decoding * split * kv_heads
-    portion = max(1, items // (threads * 16))
+    portion = max(1, items // (threads * 64))
     query_at = mine
     total_at = query_at + heads * dim * 4
     part_scores_at = total_at + heads * dim * 4
