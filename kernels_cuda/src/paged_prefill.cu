@@ -205,7 +205,7 @@ paged_prefill(const elem* __restrict__ q, const unsigned char* __restrict__ k_ca
       higher = fmaxf(higher, __shfl_xor_sync(FULL_WARP, higher, 1));
       higher = fmaxf(higher, __shfl_xor_sync(FULL_WARP, higher, 2));
       const float offset = higher == NEG_BIG ? 0.f : higher * factor;   // a row that has seen nothing yet: 2^-big is 0, 2^0 would be 1
-      const float shrink = ex2(fmaf(top[h], factor, -offset));
+      const float shrink = ex2((top[h] - higher) * factor);             // exactly 1 where a row sees nothing of the tile
       top[h] = higher;
       sum[h] *= shrink;
 #pragma unroll

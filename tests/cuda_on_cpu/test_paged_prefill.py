@@ -203,6 +203,16 @@ def test_same_bits_alone_in_a_crowd_and_however_the_prompt_is_cut(dim: int, wind
         assert torch.equal(torch.cat(attend(cut, seed=2, window=window)), whole[cuts[0] : cuts[-1]])
 
 
+def test_same_bits_beside_rows_that_see_a_tile_more() -> None:
+    """A warp's rows lie on both sides of the start of a tile of K and V. Requests for which rescaling by almost 1 once showed in fp16."""
+    requests = [52, 90, 93, 100]
+    beside, alone = (
+        attend(make_step([(121, new)] * len(requests), 4, 64, torch.float16, requests=requests)) for new in (20, 7)
+    )  # positions up to 140, and up to 127
+    for more, fewer in zip(beside, alone):
+        assert torch.equal(more[:7], fewer)
+
+
 def test_unsupported_shapes_are_named() -> None:
     with pytest.raises(UnsupportedShape, match="head size 72"):
         attend(make_step([(0, 3)], 4, 72))
