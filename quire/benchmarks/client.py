@@ -32,6 +32,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
+RETRIES = 2
 _DECODER = msgspec.json.Decoder(_Chunk)
 
 
@@ -84,7 +85,7 @@ class LoadClient:
         gaps: list[float] = []
         usage = _Usage()
         try:
-            async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
+            async with await self._post(body) as response:
                 if response.status != 200:
                     return RequestTiming(0, 0, 0, 0, [], f"{response.status}: {(await response.text())[:200]}")
                 async for line in response.content:
@@ -106,6 +107,15 @@ class LoadClient:
         if not first:
             return RequestTiming(0, 0, 0, 0, [], "the stream ended without a token")
         return RequestTiming(first - start, last - start, usage.completion_tokens, usage.prompt_tokens, gaps)
+
+    async def _post(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
+        """The answer's head. A server may close a connection that it kept alive just when a request comes on it: that is sent again."""
+        for _ in range(RETRIES):
+            try:
+                return await self._session.post(f"{self._url}/v1/completions", json=body)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                pass
+        return await self._session.post(f"{self._url}/v1/completions", json=body)
 
     async def closed_loop(self, requests: Sequence[BenchRequest], concurrency: int) -> tuple[list[RequestTiming], float]:
         """`concurrency` requests in flight until all are done; timings and the wall time in seconds."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 from ipc.errors import ConfigError
-from quire.benchmarks import report, workload
+from quire.benchmarks import client, report, workload
+from quire.benchmarks.client import LoadClient
 from quire.benchmarks.report import RequestTiming, percentile, summarize
+from quire.benchmarks.workload import BenchRequest
 
 
 def test_percentiles_interpolate() -> None:
@@ -65,3 +68,32 @@ def test_runs_are_added_to_a_file(tmp_path: Path) -> None:
 
 def test_commands_name_no_folder() -> None:
     assert report.command("quire", ["bench", "--model", "/a/b/model/", "--n", "3"]) == "quire bench --model model --n 3"
+
+
+@pytest.mark.parametrize("answers, good", [(1, 2), (0, 0)], ids=["kept alive for one request", "never answering"])
+def test_a_connection_closed_between_two_requests_is_no_failure_of_the_second(answers: int, good: int) -> None:
+    """The server answers so many requests of each connection and closes it when it reads one more."""
+    event = b'data: {"choices":[{"text":"a"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%b" % (len(event), event)
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        for number in range(answers + 1):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in head.lower().splitlines() if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            if number < answers:
+                writer.write(answer)
+        writer.close()
+
+    async def test() -> list[RequestTiming]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server, LoadClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m", {}) as load:
+            return [await load.one(BenchRequest([1], 1)) for _ in range(2)]
+
+    timings = asyncio.run(test())
+    assert [timing.tokens for timing in timings] == [1] * good + [0] * (2 - good)
+    assert all("ServerDisconnectedError" in timing.error for timing in timings[good:])
+    assert connections == (2 if good else 2 * (1 + client.RETRIES))
