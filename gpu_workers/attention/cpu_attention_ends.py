@@ -32,7 +32,8 @@ from gpu_workers.attention.cpu_attention import (
     TOKENS,
     V_CACHE,
 )
-from gpu_workers.device.cpu_native import as_float, exponential, narrow, pointer, widen
+from gpu_workers.attention.cpu_attention_vectors import narrow_row, norm_row, rotate_row, widen_row
+from gpu_workers.device.cpu_native import as_float, exponential, narrow, pointer
 
 LEAST = np.float32(-1e30)
 
@@ -41,11 +42,10 @@ LEAST = np.float32(-1e30)
 def store_keys_values(address, me, mine, dim, heads, kv_heads, size, bf16):  # type: ignore[no-untyped-def]
     """Norm and turn this thread's share of the queries and keys; keys and values go into the cache, queries back to where they were."""
     a = carray(address, (NUM_ARGUMENTS,), np.int64)
-    dtype = np.uint16 if bf16 else np.float32
+    dtype, number = (np.uint16, 2) if bf16 else (np.float32, 4)
     threads, tokens, half = a[THREADS], a[TOKENS], a[HALF]
     turning = (heads + 1) * kv_heads
     qkv = carray(pointer(a[QKV]), (tokens, (heads + 2) * kv_heads, dim), dtype)
-    k_cache = carray(pointer(a[K_CACHE]), (a[NUM_BLOCKS], kv_heads, size * dim), dtype)
     v_cache = carray(pointer(a[V_CACHE]), (a[NUM_BLOCKS], kv_heads, size * dim), dtype)
     positions = carray(pointer(a[POSITIONS]), (tokens,), np.int64)
     slots = carray(pointer(a[SLOTS]), (tokens,), np.int64)
@@ -55,26 +55,20 @@ def store_keys_values(address, me, mine, dim, heads, kv_heads, size, bf16):  # t
     for t in range(tokens * me // threads, tokens * (me + 1) // threads):
         home, offset, angle = slots[t] // size, slots[t] % size * dim, positions[t] * 2 * half
         for h in range(turning):
-            for d in range(dim):
-                numbers[d] = widen(qkv[t, h, d]) if bf16 else qkv[t, h, d]
+            here = a[QKV] + (t * (turning + kv_heads) + h) * dim * number
+            widen_row(here, mine, dim, bf16)
             if a[Q_NORM] != 0:
-                weight = carray(pointer(a[Q_NORM] if h < turning - kv_heads else a[K_NORM]), (dim,), dtype)
-                squares = np.float32(0.0)
-                for d in range(dim):
-                    squares += numbers[d] * numbers[d]
-                factor = np.float32(1.0) / np.sqrt(squares / np.float32(dim) + eps)
-                for d in range(dim):
-                    numbers[d] *= factor * (widen(weight[d]) if bf16 else weight[d])
-            for d in range(half):
-                low, high, cosine, sine = numbers[d], numbers[half + d], angles[angle + d], angles[angle + half + d]
-                numbers[d] = low * cosine - high * sine
-                numbers[half + d] = high * cosine + low * sine
-            if h < turning - kv_heads:
-                for d in range(dim):
-                    qkv[t, h, d] = narrow(numbers[d]) if bf16 else numbers[d]
+                norm_row(mine, a[Q_NORM] if h < turning - kv_heads else a[K_NORM], eps, dim, bf16)
+            if half % 8 == 0:
+                rotate_row(mine, a[ANGLES] + angle * 4, half)
             else:
-                for d in range(dim):
-                    k_cache[home, h - (turning - kv_heads), offset + d] = narrow(numbers[d]) if bf16 else numbers[d]
+                for d in range(half):
+                    low, high, cosine, sine = numbers[d], numbers[half + d], angles[angle + d], angles[angle + half + d]
+                    numbers[d] = low * cosine - high * sine
+                    numbers[half + d] = high * cosine + low * sine
+            if h >= turning - kv_heads:
+                here = a[K_CACHE] + ((home * kv_heads + h - (turning - kv_heads)) * size * dim + offset) * number
+            narrow_row(mine, here, dim, bf16)
         for h in range(kv_heads):
             for d in range(dim):
                 v_cache[home, h, offset + d] = qkv[t, turning + h, d]

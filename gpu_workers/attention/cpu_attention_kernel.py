@@ -86,7 +86,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bo
         scale = as_float(np.uint32(a[SCALE_BITS]))
         mine = a[SCRATCH] + me * a[SCRATCH_BYTES]
 
-        store_keys_values(address, me, mine, dim, heads, kv_heads, size, bf16)
+        store_keys_values(address, me, mine, dim, heads, kv_heads, size, is_bf16)
         if threads > 1:
             barrier()
 

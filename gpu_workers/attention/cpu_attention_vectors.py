@@ -1,4 +1,4 @@
-"""The two inner loops of attention, written out as vector code.
+"""The inner loops of attention, written out as vector code.
 
 LLVM makes scalar code of them when numba hands them over as loops (measured: ten times slower), so these intrinsics build the
 vectors themselves: as wide as 16 floats, split by LLVM where the CPU has narrower ones. Sizes are literals, so everything over heads and
@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from gpu_workers.device.cpu_vectors import put, read, write
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 # Query heads whose sums are kept in registers together while values stream by: AVX-512 has 32 registers.
@@ -153,3 +155,76 @@ def add_values(_context, weights, stride, values, sums, first, last, dim, group,
         return ir.Constant(_I64, 0)
 
     return types.int64(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, dim, group, bf16), code
+
+
+@intrinsic(prefer_literal=True)
+def widen_row(_context, source, numbers, dim, bf16):  # type: ignore[no-untyped-def]
+    """float32 numbers [dim] from float32 or bfloat16 source [dim]."""
+    if not _literals(dim, bf16):
+        return None
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        vectors = _Vectors(builder, dim.literal_value)
+        vectors.store(vectors.load(arguments[0], 0, bool(bf16.literal_value)), arguments[1], 0)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.int64, dim, bf16), code
+
+
+@intrinsic(prefer_literal=True)
+def narrow_row(_context, numbers, target, dim, bf16):  # type: ignore[no-untyped-def]
+    """target [dim], float32 or bfloat16, from float32 numbers [dim]."""
+    if not _literals(dim, bf16):
+        return None
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        vectors, is_narrow = _Vectors(builder, dim.literal_value), bool(bf16.literal_value)
+        for part, value in enumerate(vectors.load(arguments[0], 0, False)):
+            write(builder, value, arguments[1], part * vectors.lanes * (2 if is_narrow else 4), is_narrow)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.int64, dim, bf16), code
+
+
+@intrinsic(prefer_literal=True)
+def norm_row(_context, numbers, weight, eps, dim, bf16):  # type: ignore[no-untyped-def]
+    """numbers float32 [dim] divided by their root mean square, times weight [dim], float32 or bfloat16."""
+    if not _literals(dim, bf16):
+        return None
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        width = dim.literal_value
+        vectors = _Vectors(builder, width)
+        own = vectors.load(arguments[0], 0, False)
+        mean = builder.fdiv(vectors.total(vectors.dot(own, own)), ir.Constant(_F32, float(width)))
+        root = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_F32, [_F32]), "llvm.sqrt.f32")
+        factor = builder.fdiv(ir.Constant(_F32, 1.0), builder.call(root, [builder.fadd(mean, arguments[2])]))
+        factors = vectors.spread(factor)
+        weights = vectors.load(arguments[1], 0, bool(bf16.literal_value))
+        vectors.store([builder.fmul(builder.fmul(value, factors), other) for value, other in zip(own, weights)], arguments[0], 0)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.int64, types.float32, dim, bf16), code
+
+
+@intrinsic
+def rotate_row(_context, numbers, angles, half):  # type: ignore[no-untyped-def]
+    """numbers float32 [2 * half] as pairs (d, half + d), each turned by its angle: angles float32 [cosines, sines][half].
+
+    half: a multiple of 8. Rotary position embedding (arXiv:2104.09864), in the order of the Transformers library.
+    """
+    lanes = 8
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        numbers_at, angles_at, count = arguments
+        second = builder.mul(count, _I64(4))
+        with cgutils.for_range_slice(builder, _I64(0), second, _I64(4 * lanes)) as (offset, _):
+            low, cosine = (read(builder, start, offset, lanes, False) for start in (numbers_at, angles_at))
+            high, sine = (read(builder, builder.add(start, second), offset, lanes, False) for start in (numbers_at, angles_at))
+            turned = builder.fsub(builder.fmul(low, cosine), builder.fmul(high, sine))
+            other = builder.fadd(builder.fmul(high, cosine), builder.fmul(low, sine))
+            put(builder, turned, numbers_at, offset)
+            put(builder, other, builder.add(numbers_at, second), offset)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.int64, types.int64), code

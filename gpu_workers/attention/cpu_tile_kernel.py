@@ -92,7 +92,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         me, threads, tokens, rows, window = thread_number(), a[THREADS], a[TOKENS], a[ROWS], a[WINDOW]
         mine = (a[SCRATCH] + me * a[SCRATCH_BYTES] + 63) // 64 * 64
-        store_keys_values(address, me, mine, dim, heads, kv_heads, size, True)
+        store_keys_values(address, me, mine, dim, heads, kv_heads, size, 1)
         if threads > 1:
             barrier()
         configure(a[TILE_CONFIGURATION])
