@@ -39,14 +39,13 @@ from gpu_workers.attention.cpu_attention import (
     TILE_ROW,
     TILE_TOKENS,
     TILES,
-    TOKENS,
     V_CACHE,
     WINDOW,
 )
 from gpu_workers.attention.cpu_attention_decode import decode_bytes, decode_parts
 from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
-from gpu_workers.attention.cpu_tile_vectors import pair_values, score_tile, soften, turn_pairs, weigh_values
-from gpu_workers.device.cpu_native import as_float, ask_for, barrier, narrow, pointer, signature, thread_number
+from gpu_workers.attention.cpu_tile_vectors import finish_row, pair_values, score_tile, soften, turn_pairs, turn_queries, weigh_values
+from gpu_workers.device.cpu_native import as_float, ask_for, barrier, pointer, signature, thread_number
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, configure, release
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
 
@@ -90,7 +89,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
     @cfunc(signature, nopython=True, cache=cache, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
-        me, threads, tokens, rows, window = thread_number(), a[THREADS], a[TOKENS], a[ROWS], a[WINDOW]
+        me, threads, rows, window = thread_number(), a[THREADS], a[ROWS], a[WINDOW]
         mine = (a[SCRATCH] + me * a[SCRATCH_BYTES] + 63) // 64 * 64
         store_keys_values(address, me, mine, dim, heads, kv_heads, size, 1)
         if threads > 1:
@@ -100,9 +99,6 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
         num_new = carray(pointer(a[NUM_NEW]), (rows,), np.int64)
         starts = carray(pointer(a[STARTS]), (rows + 1,), np.int64)
         tables = carray(pointer(a[TABLES]), (rows, a[TABLE_WIDTH]), np.int32)
-        # Pairs of dimensions, as tiles want them.
-        qkv = carray(pointer(a[QKV]), (tokens, all_heads, dim // 2), np.uint32)
-        out = carray(pointer(a[OUT]), (tokens, kv_heads * heads, dim), np.uint16)
         scale = as_float(np.uint32(a[SCALE_BITS]))
         tile_row = carray(pointer(a[TILE_ROW]), (a[TILES],), np.int64)
         tile_first = carray(pointer(a[TILE_FIRST]), (a[TILES],), np.int64)
@@ -119,7 +115,8 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
         pairs_at = scores_at + keys_at_once * lanes * 4
         weights_at = pairs_at + keys_at_once * lanes * 2
         values_at = weights_at + keys_at_once * lanes * 2
-        queries = carray(pointer(queries_at), (most_blocks, dim // 2, lanes), np.uint32)
+        homes, nothing = np.zeros(lanes, np.int64), np.zeros(dim, np.uint16)
+        nothing_at = nothing.ctypes.data
         totals = carray(pointer(totals_at), (most_blocks, dim_tiles, lanes, lanes), np.float32)
         limits = carray(pointer(states_at), (most_blocks, state_size, lanes), np.int32)
         states = carray(pointer(states_at), (most_blocks, state_size, lanes), np.float32)
@@ -143,18 +140,15 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
                     begin = max(begin, position + 1 - window)
                 used = count * heads
                 blocks = (used + lanes - 1) // lanes
-                for r in range(blocks * lanes):
-                    b, lane = r // lanes, r % lanes
-                    if r < used:
-                        for pair in range(dim // 2):
-                            queries[b, pair, lane] = qkv[token + r // heads, head * heads + r % heads, pair]
-                    else:
-                        for pair in range(dim // 2):
-                            queries[b, pair, lane] = 0
-                    states[b, LARGEST, lane], states[b, SHARE, lane] = LEAST, np.float32(0.0)
-                    for tile in range(dim_tiles):
-                        for d in range(lanes):
-                            totals[b, tile, lane, d] = np.float32(0.0)
+                for b in range(blocks):
+                    for lane in range(lanes):
+                        r = b * lanes + lane
+                        number = (token + r // heads) * all_heads + head * heads + r % heads
+                        homes[lane] = a[QKV] + number * dim * 2 if r < used else nothing_at
+                    turn_queries(homes.ctypes.data, queries_at + b * steps * tile_bytes, dim)
+                    for lane in range(lanes):
+                        states[b, LARGEST, lane], states[b, SHARE, lane] = LEAST, np.float32(0.0)
+                    totals[b, :, :, :] = np.float32(0.0)
                 for chunk in range(begin // lanes * lanes, end, keys_at_once):
                     known = min(keys_at_once, end - chunk)
                     # Two groups of 16 keys make the inner index of one product.
@@ -210,9 +204,9 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
                         partials[item - tile_items, r, dim] = states[b, LARGEST, lane]
                         partials[item - tile_items, r, dim + 1] = states[b, SHARE, lane]
                     else:
-                        inverse = np.float32(1.0) / states[b, SHARE, lane]
-                        for d in range(dim):
-                            out[token + r // heads, head * heads + r % heads, d] = narrow(totals[b, d // lanes, lane, d % lanes] * inverse)
+                        number = (token + r // heads) * kv_heads * heads + head * heads + r % heads
+                        from_totals = totals_at + b * dim_tiles * tile_bytes + lane * 64
+                        finish_row(from_totals, np.float32(1.0) / states[b, SHARE, lane], a[OUT] + number * dim * 2, dim)
             start = fetch_add(a[COUNTERS], portion)
         release()
         if heads == 1:

@@ -14,8 +14,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpu_workers.device import cpu_tiles
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, ROWS
-from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, put, spread, swapped
+from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROWS
+from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, put, spread, swapped, write
 
 LEAST = -1e30
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -206,3 +206,37 @@ def weigh_values(_context, weights, values, count, kept, sums, dim):  # type: ig
         return ir.Constant(_I64, 0)
 
     return types.int64(types.int64, types.int64, types.int64, types.int64, types.int64, dim), code
+
+
+@intrinsic(prefer_literal=True)
+def turn_queries(_context, addresses, queries, dim):  # type: ignore[no-untyped-def]
+    """Queries as tiles [dim / 2 pairs of dimensions, 16 queries, 2] from 16 rows bfloat16 [dim], int64 addresses [16]."""
+    if not isinstance(dim, types.IntegerLiteral):
+        return None
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        addresses_at, queries_at, _ = arguments
+        rows = [at(builder, addresses_at, 8 * row, _I64, 8) for row in range(COLUMNS)]
+        for step in range(dim.literal_value // DEPTH):
+            for pair, value in enumerate(swapped(builder, [at(builder, row, step * 64, _INTS, 2) for row in rows])):
+                put(builder, value, queries_at, step * BYTES + pair * 64)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.int64, dim), code
+
+
+@intrinsic(prefer_literal=True)
+def finish_row(_context, totals, factor, out, dim):  # type: ignore[no-untyped-def]
+    """out bfloat16 [dim] = totals times factor, float32 [16] of each tile of dimensions."""
+    if not isinstance(dim, types.IntegerLiteral):
+        return None
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        totals_at, number, out_at, _ = arguments
+        factors = spread(builder, number, _FLOATS)
+        for tile in range(dim.literal_value // COLUMNS):
+            value = builder.fmul(at(builder, totals_at, tile * BYTES, _FLOATS), factors)
+            write(builder, value, out_at, tile * COLUMNS * 2, True)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.float32, types.int64, dim), code
