@@ -46,6 +46,7 @@ def _parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads of each engine (default: all cores)")
     parser.add_argument("--model", type=Path, help="model directory for a to e; default: bench.models' half, made if it is not there")
     parser.add_argument("--engine-seconds", type=float, default=900.0, help="most that one engine may take in one go")
+    parser.add_argument("--append", action="store_true", help="keep OUT's records and add rounds, perhaps of other works or engines")
     parser.add_argument("--render", action="store_true", help="measure nothing; write the report from the records that are there")
     engines.add_flags(parser)
     return parser.parse_args(words)
@@ -70,7 +71,8 @@ def _report(arguments: argparse.Namespace) -> int:
     shape = limits.Shape.of(model)
     plan = rounds.Plan(out, tiny, sizes, works, arguments.threads, arguments.engine_seconds)
     if not arguments.render:
-        plan.records.unlink(missing_ok=True)
+        if not arguments.append:
+            plan.records.unlink(missing_ok=True)
         rounds.run(plan, peers, arguments.rounds or (1 if arguments.quick else 3), shape.dtype)
     if not plan.records.is_file():
         raise ConfigError(f"--render: there is no {plan.records}")

@@ -53,9 +53,12 @@ class Plan:
 
 
 def run(plan: Plan, engines: list[Engine], rounds: int, dtype: str) -> None:
-    """Appends a record for every engine, work and round to the plan's file; failures are records too."""
-    for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", flush=True)
+    """Appends a record for every engine, work and round to the plan's file, after the rounds that are there; failures are records too."""
+    first = 0
+    if plan.records.is_file():
+        first = 1 + max(int(json.loads(line)["round"]) for line in plan.records.read_text().splitlines())
+    for number in range(first, first + rounds):
+        print(f"round {number + 1} of {first + rounds}", flush=True)
         with machine.Span() as span:
             found = limits.measure(plan.threads, dtype)
         _keep(plan, {"engine": "machine", "work": "limits", "round": number, **asdict(found), "other_cores": span.other_cores})

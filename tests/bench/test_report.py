@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import engines, render, summary, workloads
+from bench.report import engines, limits, render, rounds, summary, workloads
 from bench.report.__main__ import main
 from bench.report.limits import Machine, Shape
 from bench.report.runner import Request, _shared_prefix, _stream, _throughput
@@ -127,6 +127,16 @@ def test_a_small_run_with_transformers_as_the_peer(tmp_path: Path) -> None:
     assert figures["a", "output_tokens_per_s"]["limit"] > figures["a", "output_tokens_per_s"]["values"]["quire"]
     assert document["machine"]["gemm_tflops"] > 0
     assert (tmp_path / "report.svg").read_text().startswith("<svg") and "transformers" in (tmp_path / "report.md").read_text()
+
+
+def test_rounds_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_one", lambda plan, engine, number: rounds._keep(plan, {"engine": "e", "work": "a", "round": number}))
+    monkeypatch.setattr(limits, "measure", lambda threads, dtype: Machine(1.0, 1.0))
+    plan = rounds.Plan(tmp_path, tmp_path, SIZES, ("a",), 1, 1.0)
+    for _ in range(2):
+        rounds.run(plan, [engines.Engine("e", "")], 2, "float32")
+    records = [json.loads(line) for line in plan.records.read_text().splitlines()]
+    assert [record["round"] for record in records if record["engine"] == "e"] == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
