@@ -28,19 +28,25 @@ class Metric:
 
 @dataclass
 class Row:
-    """One metric of all engines. values: medians by engine. disturbed: engines that had no round without others on the machine. limit: what
-    the machine allows, if it can be computed."""
+    """One metric of all engines. values: medians by engine. rounds: what they are the medians of, by engine and round. disturbed: engines
+    that had no round without others on the machine. limit: what the machine allows, if it can be computed."""
 
     metric: Metric
     values: dict[str, float] = field(default_factory=dict)
+    rounds: dict[str, dict[int, float]] = field(default_factory=dict)
     disturbed: set[str] = field(default_factory=set)
     limit: float | None = None
 
     def lead(self, peer: str) -> float | None:
-        """How many times better quire is than `peer`: above 1 is ahead, whichever direction the metric has."""
+        """How many times better quire is than `peer`: above 1 is ahead, whichever direction the metric has. In the rounds that both were
+        in, if there are any: the machine changes from round to round.
+        """
         ours, theirs = self.values.get(OURS), self.values.get(peer)
         if not ours or not theirs or peer == OURS:
             return None
+        both = self.rounds.get(OURS, {}).keys() & self.rounds.get(peer, {}).keys()
+        if both:
+            ours, theirs = (statistics.median(self.rounds[engine][number] for number in both) for engine in (OURS, peer))
         return ours / theirs if self.metric.more else theirs / ours
 
     def of_limit(self, engine: str) -> float | None:
@@ -93,6 +99,7 @@ def rows(records: Sequence[Record], sizes: Sizes, limits: dict[tuple[str, str], 
             quiet = [each for each in own if not disturbed(each)]
             if own:
                 row.values[engine] = statistics.median(each[metric.name] for each in quiet or own)
+                row.rounds[engine] = {int(each["round"]): each[metric.name] for each in quiet or own}
                 if not quiet:
                     row.disturbed.add(engine)
         if row.values:
