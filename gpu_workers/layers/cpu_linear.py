@@ -2,7 +2,8 @@
 
 torch multiplies bfloat16 without bfloat16 instructions hundreds of times slower than memory delivers the weights (docs/benchmarks.md).
 These kernels widen the weights in registers and add up in float32, for any number of rows: a few at memory speed, many at the rate
-of a float32 product. Until they are compiled, torch computes from the plain weight, which is packed and dropped at its first use after.
+of a float32 product; int4 beside bfloat16 rows goes through VNNI or the matrix unit where the CPU has them. Until they are compiled, torch
+computes from the plain weight, which is packed and dropped at its first use after.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ ROWS_AT_ONCE = 1026
 # in the second cache.
 TILE_ROWS = 16
 TILE_BYTES = 2 * 2**20
-# Whether CPUs with VNNI shall multiply int4 weights as whole numbers.
-USE_VNNI = True
 # Each thread lays out all rows for itself up to so many numbers: less work than waiting for the others.
 ALONE = 2**15
 # Threads take panels in portions: at least so many portions per thread, of at most so many panels.
@@ -85,7 +84,7 @@ class PanelProducts(Compiling):
         from gpu_workers.layers import cpu_linear_kernels as kernels
 
         self.kernels, bf16 = kernels, self.dtype == torch.bfloat16
-        if bf16 and "int4" in self._formats and USE_VNNI:
+        if bf16 and "int4" in self._formats:
             from gpu_workers.layers import cpu_vnni_kernels
 
             self.vnni = cpu_vnni_kernels if cpu_vnni_kernels.available() else None
