@@ -18,6 +18,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from gpu_workers.device.cpu_vectors import prefetch
+
 _GOMP = ctypes.CDLL("libgomp.so.1")
 _PARALLEL = _GOMP.GOMP_parallel
 _PARALLEL.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -115,12 +117,8 @@ def ask_for(_context, address, size):  # type: ignore[no-untyped-def]
     """Have the memory there brought into the second cache, line by line, while this thread goes on. Any address will do."""
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         with cgutils.for_range_slice(builder, ir.IntType(64)(0), arguments[1], ir.IntType(64)(64)) as (offset, _):
-            line = builder.inttoptr(builder.add(arguments[0], offset), byte)
-            builder.call(prefetch, [line, whole(0), whole(2), whole(1)])
+            prefetch(builder, builder.add(arguments[0], offset))
         return ir.Constant(ir.IntType(64), 0)
 
     return types.int64(types.int64, types.int64), code

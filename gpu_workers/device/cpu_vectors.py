@@ -23,6 +23,14 @@ def put(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, offset: ir.Va
     builder.store(value, builder.inttoptr(place, value.type.as_pointer()), align=align)
 
 
+def prefetch(builder: ir.IRBuilder, address: ir.Value, cache: int = 2) -> None:
+    """Have the line there brought into the first or second cache while this thread goes on. Any address will do."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, byte), _I32(0), _I32(4 - cache), _I32(1)])
+
+
 def everywhere(kind: ir.VectorType, number: float) -> ir.Constant:
     """The constant in every lane."""
     return ir.Constant(kind, [number] * kind.count)

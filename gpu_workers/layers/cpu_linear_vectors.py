@@ -16,6 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from gpu_workers.device.cpu_vectors import prefetch
+
 LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
 PANEL = 2 * LANES
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
@@ -81,11 +83,8 @@ def _weights(builder: ir.IRBuilder, address: ir.Value, offset: int, kind: int) -
 
 def _prefetch(builder: ir.IRBuilder, address: ir.Value, size: int) -> None:
     """Ask for the cache lines of `size` bytes a little ahead of `address`."""
-    byte = _I8.as_pointer()
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]), "llvm.prefetch.p0")
     for line in range(0, size, 64):
-        place = builder.inttoptr(builder.add(address, _I64(_PREFETCH_BYTES + line)), byte)
-        builder.call(function, [place, _I32(0), _I32(3), _I32(1)])
+        prefetch(builder, builder.add(address, _I64(_PREFETCH_BYTES + line)), cache=1)
 
 
 def _variables(builder: ir.IRBuilder, values: Sequence[ir.Value]) -> list[ir.Value]:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, configure, release
-from gpu_workers.device.cpu_vectors import at, everywhere, math, put
+from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put
 from gpu_workers.layers.cpu_linear_kernels import (
     ALONE,
     BIAS,
@@ -40,7 +39,7 @@ from gpu_workers.layers.cpu_tile_rows import lay_out
 
 # Steps of GROUP inputs that are widened together, and bytes that are asked for ahead of what is widened.
 CHUNK, AHEAD = 16, 16 * 1024
-_I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, COLUMNS), ir.VectorType(_I32, COLUMNS)
 
 
@@ -67,11 +66,8 @@ def _widen_step(_context, source, tiles):  # type: ignore[no-untyped-def]
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         source_at, tiles_at = arguments
-        byte = _I8.as_pointer()
-        kind_of = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind_of, "llvm.prefetch.p0")
         for line in range(0, GROUP_BYTES, 64):
-            builder.call(prefetch, [builder.inttoptr(builder.add(source_at, _I64(AHEAD + line)), byte), _I32(0), _I32(2), _I32(1)])
+            prefetch(builder, builder.add(source_at, _I64(AHEAD + line)))
         both = at(builder, source_at, WORDS * PANEL * 4, _INTS)
         halves = builder.shl(both, everywhere(_INTS, 16)), builder.and_(both, everywhere(_INTS, 0xFFFF0000))
         for part in range(2):

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from gpu_workers.device import cpu_tiles
 from gpu_workers.device.cpu_native import barrier, pointer, signature, thread_number, widen
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROW_BYTES, configure, release
-from gpu_workers.device.cpu_vectors import at, everywhere, math, put, silu_times, spread, swapped, write
+from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put, silu_times, spread, swapped, write
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
 from gpu_workers.layers.cpu_tile_rows import lay_out, lay_out_digits
 
@@ -71,10 +71,6 @@ def multiply_blocks(_context, x, x_stride, weights, count, sums, fresh, ahead, p
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         x_at, stride, weights_at, number, sums_at, is_fresh, ahead_at, num_pairs = arguments[:8]
-        byte = ir.IntType(8).as_pointer()
-        prefetch = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]), "llvm.prefetch.p0"
-        )
         places = [builder.add(sums_at, _I64(tile * BYTES)) for tile in range(2 * num_blocks)]
         with builder.if_else(builder.icmp_unsigned("!=", is_fresh, _I64(0))) as (then, otherwise):
             with then:
@@ -90,8 +86,7 @@ def multiply_blocks(_context, x, x_stride, weights, count, sums, fresh, ahead, p
             with cgutils.for_range(builder, num_pairs):
                 line = builder.load(wanted)
                 for part in range(2):
-                    place = builder.inttoptr(builder.add(line, _I64(part * 64)), byte)
-                    builder.call(prefetch, [place, _I32(0), _I32(2), _I32(1)])
+                    prefetch(builder, builder.add(line, _I64(part * 64)))
                 builder.store(builder.add(line, _I64(128)), wanted)
             for part in range(2):
                 cpu_tiles.load(builder, 4 + part, builder.add(weights_here, _I64(part * BYTES)), _LINE)

@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_vectors import at, everywhere, math, put, read, spread, write
+from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put, read, spread, write
 from gpu_workers.layers.cpu_linear_kernels import (
     ALONE,
     BIAS,
@@ -128,16 +128,12 @@ def _multiply_panel(_context, digits, weights, groups, sums, rows):  # type: ign
         digits_at, weights_at, count, sums_at = arguments[:4]
         zeros = everywhere(_FLOATS, 0.0)
         totals = [[cgutils.alloca_once_value(builder, zeros) for _ in range(2)] for _ in range(num_rows)]
-        byte = _I8.as_pointer()
-        kind_of = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind_of, "llvm.prefetch.p0")
         nibbles = everywhere(_INTS, 0x0F0F0F0F)
         with cgutils.for_range(builder, count) as loop:
             here = builder.add(digits_at, builder.mul(loop.index, _I64(num_rows * ROW_BYTES)))
             panel = builder.add(weights_at, builder.mul(loop.index, _I64(GROUP_BYTES)))
             for line in range(0, GROUP_BYTES, 64):
-                place = builder.inttoptr(builder.add(panel, _I64(AHEAD + line)), byte)
-                builder.call(prefetch, [place, _I32(0), _I32(2), _I32(1)])
+                prefetch(builder, builder.add(panel, _I64(AHEAD + line)))
 
             def number(row: int, offset: int) -> ir.Value:
                 return spread(builder, at(builder, here, row * ROW_BYTES + offset, _I32, 1), _INTS)
