@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -16,6 +18,7 @@ import zmq
 from ipc import channels
 from ipc.channels import Channel
 from ipc.errors import ChannelFullError
+from ipc.lane import MAX_BYTES
 from ipc.messages import Abort, FrontendToScheduler, RefuseCode, Refused, SchedulerToFrontend, StepPlan, Tokens
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -165,6 +168,153 @@ def test_stale_epochs_and_repeats_are_dropped(tmp_path: Path) -> None:
         server.send(Tokens(3, 0, b"", b"", b""), "frontend.0.3")
         await until(lambda: client.dropped == 2)
         assert [message.step for message in at_client] == [2]
+
+    run(scenario, tmp_path)
+
+
+def without_lane(channel: Channel[Any]) -> None:
+    """From now on this side sends by ZeroMQ alone."""
+    assert channel._lane is not None
+    channel._lane.send = lambda data, peer="": False  # type: ignore[method-assign]
+
+
+def test_small_messages_take_the_short_way(tmp_path: Path) -> None:
+    async def scenario(context: Context, address: str) -> None:
+        server, client, at_server, at_client = pair(context, address, asyncio.get_running_loop())
+        for channel in (server, client):
+            channel._send_frames = lambda frames: pytest.fail("sent by ZeroMQ")  # type: ignore[method-assign]
+        client.send(Abort([1]))
+        await until(lambda: at_server == [("frontend.0.3", Abort([1]))])
+        assert server.send(Tokens(1, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: len(at_client) == 1)
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("by_zeromq", [(0,), (1, 2), (0, 2, 4), (3, 4)])
+def test_what_overtakes_on_the_other_way_waits(tmp_path: Path, by_zeromq: tuple[int, ...]) -> None:
+    """Too large for a datagram goes by ZeroMQ; the small ones sent after it arrive before it and are delivered after it."""
+
+    async def scenario(context: Context, address: str) -> None:
+        server, client, at_server, at_client = pair(context, address, asyncio.get_running_loop())
+        large = b"x" * 4 * MAX_BYTES
+        client.send(Abort([0]))
+        await until(lambda: len(at_server) == 1)
+        for round_ in range(20):
+            for number in range(5):
+                server.send(Tokens(5 * round_ + number, 0, large if number in by_zeromq else b"", b"", b""), "frontend.0.3")
+            await asyncio.sleep(0)
+        await until(lambda: len(at_client) == 100)
+        assert [message.step for message in at_client] == list(range(100))
+        assert client.dropped == 0 and not client._early
+
+    run(scenario, tmp_path)
+
+
+def test_a_channel_without_a_lane_on_either_side(tmp_path: Path) -> None:
+    async def scenario(context: Context, address: str) -> None:
+        server, client, at_server, at_client = pair(context, address, asyncio.get_running_loop())
+        without_lane(client)
+        for number in range(100):
+            client.send(Abort([number]))
+        await until(lambda: len(at_server) == 100)
+        without_lane(server)
+        for number in range(100):
+            server.send(Tokens(number, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: len(at_client) == 100)
+        assert [message.step for message in at_client] == list(range(100))
+
+    run(scenario, tmp_path)
+
+
+def test_a_directory_too_long_for_the_lane_leaves_zeromq(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    room = 107 - len("/s") - len(str(tmp_path)) - 1
+    directory = tmp_path / ("d" * room)
+    directory.mkdir()
+
+    async def scenario(context: Context, _address: str) -> None:
+        server, client, at_server, at_client = pair(context, f"ipc://{directory}/s", asyncio.get_running_loop())
+        assert server._lane is None and client._lane is None
+        client.send(Abort([1]))
+        await until(lambda: len(at_server) == 1)
+        server.send(Tokens(1, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: len(at_client) == 1)
+
+    run(scenario, tmp_path)
+    assert "by ZeroMQ alone" in caplog.text
+
+
+def test_a_message_that_never_comes_holds_nothing_up_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "LATE_SECONDS", 0.1)
+
+    async def scenario(context: Context, address: str) -> None:
+        server, client, at_server, at_client = pair(context, address, asyncio.get_running_loop())
+        client.send(Abort([0]))
+        await until(lambda: len(at_server) == 1)
+        server._sent["frontend.0.3"] = 3
+        for number in (3, 4):
+            server.send(Tokens(number, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: len(at_client) == 2)
+        assert client.dropped == 1 and [message.step for message in at_client] == [3, 4]
+        server.send(Tokens(5, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: len(at_client) == 3)
+
+    run(scenario, tmp_path)
+
+
+def test_numbers_go_on_after_a_message_to_nobody(tmp_path: Path) -> None:
+    """What is refused because the peer is not there yet leaves no gap that the first message would wait behind."""
+
+    async def scenario(context: Context, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        server: Channel[Any] = router(context, address, FrontendToScheduler, epoch=9)
+        seen: list[str] = []
+        server.attach(loop, lambda peer, message: seen.append(peer))
+        assert server.send(Tokens(1, 0, b"", b"", b""), "frontend.0.3") is False
+        client: Channel[Any] = dealer(context, address, "frontend.0.3", SchedulerToFrontend, peer_epoch=9)
+        got: list[int] = []
+        client.attach(loop, lambda _peer, message: got.append(message.step))
+        client.send(Abort([1]))
+        await until(lambda: bool(seen))
+        server.send(Tokens(2, 0, b"", b"", b""), "frontend.0.3")
+        for _ in range(100):  # well within LATE_SECONDS
+            if got:
+                break
+            await asyncio.sleep(0.005)
+        assert got == [2] and client.dropped == 0
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("frontend.0.3.s", b""),
+        ("frontend.0.3.s", b"x" * 15),
+        ("frontend.0.3.s", struct.pack("<QQ", 4, 0) + msgspec.msgpack.encode(Abort([1]))),  # another life's epoch
+        ("frontend.0.3.s", struct.pack("<QQ", 3, 0) + b"\xc1"),  # never valid msgpack
+        ("frontend.0.3.s", b"x" * (MAX_BYTES + 1)),
+        ("frontend.0.3.w", struct.pack("<QQ", 3, 0) + msgspec.msgpack.encode(Abort([1]))),  # of another endpoint
+        ("stranger", struct.pack("<QQ", 3, 0) + msgspec.msgpack.encode(Abort([1]))),
+        ("", struct.pack("<QQ", 3, 0) + msgspec.msgpack.encode(Abort([1]))),  # unbound
+    ],
+)
+def test_bad_datagrams_are_counted_and_the_peer_lives_on(tmp_path: Path, name: str, data: bytes) -> None:
+    async def scenario(context: Context, address: str) -> None:
+        seen: list[Any] = []
+        server: Channel[Any] = router(context, address, FrontendToScheduler, epoch=1)
+        server.attach(asyncio.get_running_loop(), lambda peer, message: seen.append((peer, message)))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as raw:
+            if name:
+                raw.bind(f"{tmp_path}/{name}")
+            raw.sendto(data, f"{tmp_path}/s.lane")
+            await until(lambda: server.dropped == 1)
+        if os.path.exists(f"{tmp_path}/{name}") and name:
+            os.unlink(f"{tmp_path}/{name}")
+        client: Channel[Any] = dealer(context, address, "frontend.0.3", SchedulerToFrontend, peer_epoch=1)
+        client._sent[""] = server._received.get("frontend.0.3", 0)
+        client.send(Abort([8]))
+        await until(lambda: seen == [("frontend.0.3", Abort([8]))])
 
     run(scenario, tmp_path)
 
