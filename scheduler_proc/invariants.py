@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scheduler_proc.policy import is_behind
 from scheduler_proc.request import Status
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def _places(scheduler: Scheduler) -> None:
     assert len({id(request) for request in listed}) == len(listed), "a row is to be computed twice"
     assert not any(request.waiting_on for request in listed), "a row is to be computed that waits"
     constrained = [request for request in running if request.constraint is not None]
+    behind = sum(is_behind(request.priority) for request in scheduler.running())
+    assert scheduler.lifecycle.num_behind == behind, f"{behind} rows no client waits for, {scheduler.lifecycle.num_behind} counted"
+    assert listed == sorted(listed, key=lambda request: request.order), "prompts are not in the policy's order"
     assert scheduler.lifecycle.num_constrained == len(constrained) <= max(scheduler.dimensions.masks, 0), (
         "rows under a grammar are miscounted"
     )

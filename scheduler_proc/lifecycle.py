@@ -5,6 +5,7 @@ Every change of `Request.status` is made here, and with it what goes along: the 
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 
 from ipc.arena import I32
@@ -13,7 +14,7 @@ from scheduler_proc.emissions import Emitter
 from scheduler_proc.flight import Flights
 from scheduler_proc.kv_manager import KVManager
 from scheduler_proc.metrics import Counters
-from scheduler_proc.policy import WaitingQueue
+from scheduler_proc.policy import WaitingQueue, is_behind
 from scheduler_proc.prefix_cache import PrefixMatch
 from scheduler_proc.recovery import Quarantine
 from scheduler_proc.request import Ending, Request, Status
@@ -27,7 +28,8 @@ class Lifecycle:
     """Where every request is.
 
     waiting: requests without a row that could start; held: those that wait on something first (`Request.waiting_on`). prefilling: requests
-    in a row whose known tokens are not all planned yet, in the order of their starts. num_constrained: rows under a grammar.
+    in a row whose known tokens are not all planned yet, in the policy's order. num_constrained: rows under a grammar. num_behind: rows of
+    requests that no client waits for.
     """
 
     def __init__(self, rows: Rows, kv: KVManager, flights: Flights, emitter: Emitter, vocab_size: int) -> None:
@@ -36,6 +38,7 @@ class Lifecycle:
         self.held: dict[Request, None] = {}
         self.prefilling: list[Request] = []
         self.num_constrained = 0
+        self.num_behind = 0
         self.stops = StopTable(vocab_size)
         self.quarantine = Quarantine()
         self.counters = Counters()
@@ -89,8 +92,9 @@ class Lifecycle:
         self.kv.start(request, match, table)
         self.waiting.pop()
         request.become(Status.RUNNING)
-        self.prefilling.append(request)
+        bisect.insort(self.prefilling, request, key=_order)
         self.num_constrained += request.constraint is not None
+        self.num_behind += is_behind(request.priority)
         self.quarantine.started(request)
         self.counters.admitted(request, num_cached, now_ns)
         return table
@@ -138,6 +142,7 @@ class Lifecycle:
             self.kv.discard(request, table)
         if not columns.decoding[row] and request in self.prefilling:
             self.prefilling.remove(request)
+        self.num_behind -= is_behind(request.priority)
         if request.constraint is not None:
             self.num_constrained -= 1
             self._flights.forget(request.constraint)
@@ -153,7 +158,7 @@ class Lifecycle:
         doomed = self.quarantine.workers_died(self._flights.requests(self.rows))
         self._flights.clear()
         self.prefilling.clear()
-        self.num_constrained = 0
+        self.num_constrained = self.num_behind = 0
         for request in list(self.running()):
             self.rows.free(request.row)
             request.become(Status.PREEMPTED)
@@ -168,3 +173,7 @@ class Lifecycle:
         self.kv.reset(num_blocks)
         for request in self.without_row():
             request.node, request.path_len, request.path_open = None, 0, False
+
+
+def _order(request: Request) -> tuple[int, int, int]:
+    return request.order

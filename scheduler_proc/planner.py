@@ -37,9 +37,9 @@ class Planner:
     def plan(self, now_ns: int, writer: PlanWriter, flight: Flight) -> None:
         """Give `writer` the rows of the flight's step, and the flight what is to be remembered of them; no rows: there is nothing to do."""
         lifecycle = self._lifecycle
-        preempted = lifecycle.counters.preemptions
         if len(lifecycle.waiting):
             self.starter.displace(flight.step)
+        preempted = lifecycle.counters.preemptions
         decodes = self._plan_decodes(writer)
         if decodes is not None:
             flight.decodes = decodes
@@ -50,10 +50,14 @@ class Planner:
         if lifecycle.prefilling or len(lifecycle.waiting):
             num_decodes = writer.num_tokens
             flight.budget = num_decodes + self.step_time.tokens(num_decodes, self._budget - num_decodes)
-            for request in lifecycle.prefilling:
-                self._prefills.plan(request, writer, flight)
             # What was just preempted would take its blocks back at once.
-            if len(lifecycle.waiting) and preempted == lifecycle.counters.preemptions:
+            starting = preempted == lifecycle.counters.preemptions
+            for request in tuple(lifecycle.prefilling):
+                # Who may displace it does not wait for its prompt either.
+                if starting and len(lifecycle.waiting):
+                    self.starter.start(writer, flight, now_ns, before=request)
+                self._prefills.plan(request, writer, flight)
+            if starting and len(lifecycle.waiting):
                 self.starter.start(writer, flight, now_ns)
             lifecycle.prefilling = [each for each in lifecycle.prefilling if self._rows.num_scheduled[each.row] < each.target]
         flight.num_rows, flight.num_tokens = writer.num_rows, writer.num_tokens

@@ -12,8 +12,13 @@ from scheduler_proc.request import Request, Status
 PolicyName = Literal["fcfs", "priority"]
 
 
+def is_behind(priority: int) -> bool:
+    """Whether it is the priority of a request that no client waits for: it gives way to all others."""
+    return priority >= BEHIND_CLIENTS // 2
+
+
 class Policy:
-    """fcfs: by arrival. priority: a lower number first, then by arrival. What no client waits for comes last under both."""
+    """fcfs: by arrival. priority: a lower number first, then by arrival. What no client waits for comes last under both, and gives way."""
 
     def __init__(self, name: PolicyName) -> None:
         self._by_priority = name == "priority"
@@ -21,13 +26,12 @@ class Policy:
     def order(self, priority: int, arrival_ns: int, number: int) -> tuple[int, int, int]:
         """Sort key of a request; a preempted one keeps it and so comes before all that arrived later."""
         if not self._by_priority:
-            priority = int(priority >= BEHIND_CLIENTS // 2)
+            priority = int(is_behind(priority))
         return (priority, arrival_ns, number)
 
-    @property
-    def displacing(self) -> bool:
-        """Whether a waiting request may ever take the place of a running one."""
-        return self._by_priority
+    def displacing(self, num_behind: int) -> bool:
+        """Whether a waiting request may take the place of a running one. num_behind: running requests that no client waits for."""
+        return self._by_priority or num_behind > 0
 
     def victim(self, running: Iterable[Request]) -> Request:
         """Who loses its blocks when they run out."""

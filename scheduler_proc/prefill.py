@@ -6,6 +6,7 @@ from ipc.arena import RowFlag
 from scheduler_proc.flight import NO_VECTOR, Flight, Prefill, bound_of
 from scheduler_proc.kv_manager import KVManager
 from scheduler_proc.plan_writer import PlanWriter
+from scheduler_proc.policy import is_behind
 from scheduler_proc.request import Request
 from scheduler_proc.rows import Rows
 
@@ -34,8 +35,8 @@ class PrefillPlanner:
 
     def _chunk_end(self, request: Request, start: int, writer: PlanWriter, flight: Flight) -> int:
         """The position before which the chunk ends; `start` or less: there is none in this step."""
-        # A prompt that nobody is computed beside makes nobody wait.
-        budget = flight.budget if writer.num_tokens else self._most
+        # A client's prompt that nobody is computed beside makes nobody wait. Beside any other a client may come.
+        budget = flight.budget if writer.num_tokens or is_behind(request.priority) else self._most
         end = min(request.target, start + budget - writer.num_tokens)
         if end < request.target:
             whole = end // self._kv.block_size * self._kv.block_size

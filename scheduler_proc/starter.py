@@ -28,13 +28,18 @@ class Starter:
         # A request that did not fit, and what there was then: blocks that could be had, nodes of the prefix tree.
         self._blocked: tuple[Request, int, int] | None = None
 
-    def start(self, writer: PlanWriter, flight: Flight, now_ns: int) -> None:
-        """Start waiting requests, in order, while tokens, rows, blocks and the plan's columns last."""
+    def start(self, writer: PlanWriter, flight: Flight, now_ns: int, before: Request | None = None) -> None:
+        """Start waiting requests, in order, while tokens, rows, blocks and the plan's columns last.
+
+        before: only those that may displace this running one.
+        """
         later: list[Request] = []
         computing: list[tuple[int, bytes]] = []  # blocks of this very step for which somebody waits: place in the prefix, key
         while writer.num_tokens < flight.budget and self._rows.num_free and len(later) < MAX_PASSED_OVER:
             request = self._waiting.first()
             if request is None or not self._admits(request) or self._still_blocked(request):
+                break
+            if before is not None and not self._policy.displaces(request, before):
                 break
             # What this very step computes is there for the next one: better than to compute it twice.
             if self._lacks_mask(request) or self._kv.needs_any(request, computing):
@@ -54,7 +59,7 @@ class Starter:
     def displace(self, step: int) -> None:
         """Preempt running requests that must give way to the first waiting one, which lacks a row or blocks."""
         lifecycle, policy = self._lifecycle, self._policy
-        while policy.displacing and lifecycle.num_running and (request := self._waiting.first()) is not None:
+        while policy.displacing(lifecycle.num_behind) and lifecycle.num_running and (request := self._waiting.first()) is not None:
             victim = policy.victim(lifecycle.running())
             if not policy.displaces(request, victim) or not lifecycle.quarantine.admits(request, 0):
                 return

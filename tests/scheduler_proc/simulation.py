@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultHeader, RowSetup
+from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultHeader, RowFlag, RowSetup
 from ipc.config import CacheConfig, Config, ModelConfig, SchedulerConfig, StructuredOutputsConfig
 from ipc.grammar import Grammar, GrammarKind
 from ipc.messages import Finished, FinishReason, PromptLogprobs, Refused, Submit, Tokens
@@ -28,6 +28,7 @@ from tests.paged_toy import NextToken, PagedToy, hashed, next_allowed, toy_vecto
 VOCAB = 64
 EOS = 2
 FRONTEND = "frontend.0.7"
+SAMPLE, DEVICE = int(RowFlag.SAMPLE), int(RowFlag.SAMPLE | RowFlag.DEVICE_TOKEN)
 MILLISECOND = 1_000_000
 
 
@@ -322,3 +323,22 @@ class Simulation:
         """What an embedding request that ended well was given; None for others."""
         prompt = np.frombuffer(heard.submit.prompt, np.int32)
         return toy_vector(prompt, self.dimensions.hidden).tolist() if heard.submit.embed else None
+
+
+def scripted(*output: int) -> NextToken:
+    """Every request answers with these tokens, then with 9s."""
+    return lambda tokens, setup: output[at] if (at := len(tokens) - setup.num_prompt) < len(output) else 9
+
+
+def plan_rows(sim: Simulation) -> list[tuple[int, int, int, int]]:
+    """(row, start, num_new, flags) of the last plan."""
+    plan = sim.last_plan
+    count = int(plan.header[PlanHeader.NUM_ROWS])
+    return list(zip(*(column[:count].tolist() for column in (plan.row, plan.start, plan.num_new, plan.flags))))
+
+
+def setups(sim: Simulation) -> list[RowSetup]:
+    """Of the last plan."""
+    plan = sim.last_plan
+    size = int(plan.header[PlanHeader.SETUP_BYTES])
+    return msgspec.msgpack.decode(plan.setup[:size].tobytes(), type=list[RowSetup]) if size else []

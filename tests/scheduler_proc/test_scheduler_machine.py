@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from ipc.messages import FinishReason
+from ipc.messages import BEHIND_CLIENTS, FinishReason
 from scheduler_proc.lifecycle import NOT_FINITE
 from tests.scheduler_proc.simulation import FRONTEND, Heard, Simulation, ids, make_config, toy_grammar
 
@@ -36,7 +36,7 @@ options = st.fixed_dictionaries(
         "seed": st.integers(0, 5),
         "ignore_eos": st.booleans(),
         "stop_token_ids": st.lists(st.integers(0, 6), max_size=1),
-        "priority": st.integers(-1, 1),
+        "priority": st.sampled_from([-1, 0, 1, BEHIND_CLIENTS]),
         "cache_salt": st.sampled_from(["", "", "", "salt"]),
         "logprobs": st.sampled_from([None, None, 0, 2]),
         "prompt_logprobs": st.sampled_from([None, None, None, 1]),
@@ -48,7 +48,13 @@ options = st.fixed_dictionaries(
         ),
     }
 )
-embeddings = st.fixed_dictionaries({"embed": st.just(True), "priority": st.integers(-1, 1), "cache_salt": st.sampled_from(["", "salt"])})
+embeddings = st.fixed_dictionaries(
+    {
+        "embed": st.just(True),
+        "priority": st.sampled_from([-1, 0, 1, BEHIND_CLIENTS]),
+        "cache_salt": st.sampled_from(["", "salt"]),
+    }
+)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -214,7 +220,7 @@ def life(seed: int) -> Simulation:
             frontend=rng.choice(FRONTENDS),
             max_tokens=rng.randint(1, 20),
             seed=rng.randint(0, 3),
-            priority=rng.randint(0, 2),
+            priority=rng.choice([0, 1, 2, BEHIND_CLIENTS]),
             ignore_eos=rng.random() < 0.3,
             logprobs=rng.choice([None, 1]),
             grammar=toy_grammar(*([rng.randint(0, 15) for _ in range(3)] for _ in range(rng.randint(1, 24))))

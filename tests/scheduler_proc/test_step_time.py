@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from ipc.messages import BEHIND_CLIENTS
 from scheduler_proc.step_time import LEAST_TOKENS, StepTime
-from tests.scheduler_proc.simulation import Simulation, make_config
-from tests.scheduler_proc.test_scheduler import plan_rows
+from tests.scheduler_proc.simulation import Simulation, make_config, plan_rows
 
 
 def test_nothing_is_cut_before_anything_is_known() -> None:
@@ -100,6 +100,15 @@ def test_a_lone_prompt_is_not_cut() -> None:
     sim = timed()
     sim.submit(range(100, 500), max_tokens=2)
     assert sim.plan() == 400
+    sim.run()
+    sim.check_outputs()
+
+
+def test_a_lone_prompt_that_no_client_waits_for_is_cut() -> None:
+    """A client may come while it is computed."""
+    sim = timed()
+    sim.submit(range(100, 500), max_tokens=2, priority=BEHIND_CLIENTS)
+    assert 80 <= sim.plan() <= 100
     sim.run()
     sim.check_outputs()
 
