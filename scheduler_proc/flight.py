@@ -86,7 +86,8 @@ class Prefill(msgspec.Struct, gc=False, eq=False):
 
 
 class Flight(msgspec.Struct, gc=False, eq=False):
-    """One planned step. has_last: some row got its last token planned. budget: tokens that it may have.
+    """One planned step. has_last: some row got its last token planned. budget: tokens that it may have; budget_behind: up to which it
+    may have those of prompts that no client waits for.
 
     bound: the rows that sample under a grammar, in the plan's order. masks: the plan's column, masks[at] is bound[at]'s. awaited: whose
     mask is not in it yet, and its place there. follow: some were awaited when the plan's doorbell rang, and the workers have not been
@@ -96,6 +97,7 @@ class Flight(msgspec.Struct, gc=False, eq=False):
     step: int
     masks: I32
     budget: int = 0
+    budget_behind: int = 0
     decodes: DecodeSet | None = None
     prefills: list[Prefill] = []
     bound: list[Bound] = []

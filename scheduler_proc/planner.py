@@ -20,6 +20,9 @@ from scheduler_proc.request import Ending
 from scheduler_proc.starter import Starter
 from scheduler_proc.step_time import StepTime
 
+# Prompts that no client waits for get this share of a step's time: who comes meanwhile waits for up to two steps that are under way.
+BEHIND_SHARE = 0.25
+
 
 class Planner:
     """Makes one step's plan at a time, and moves requests into rows, and out of them when blocks run out."""
@@ -49,7 +52,9 @@ class Planner:
                 self._retire(flight, decodes)
         if lifecycle.prefilling or len(lifecycle.waiting):
             num_decodes = writer.num_tokens
-            flight.budget = num_decodes + self.step_time.tokens(num_decodes, self._budget - num_decodes)
+            most = self._budget - num_decodes
+            flight.budget = num_decodes + self.step_time.tokens(num_decodes, most)
+            flight.budget_behind = num_decodes + self.step_time.tokens(num_decodes, most, BEHIND_SHARE)
             # What was just preempted would take its blocks back at once.
             starting = preempted == lifecycle.counters.preemptions
             for request in tuple(lifecycle.prefilling):

@@ -35,8 +35,8 @@ class PrefillPlanner:
 
     def _chunk_end(self, request: Request, start: int, writer: PlanWriter, flight: Flight) -> int:
         """The position before which the chunk ends; `start` or less: there is none in this step."""
-        # A client's prompt that nobody is computed beside makes nobody wait. Beside any other a client may come.
-        budget = flight.budget if writer.num_tokens or is_behind(request.priority) else self._most
+        # A client's prompt that nobody is computed beside makes nobody wait.
+        budget = flight.budget_behind if is_behind(request.priority) else flight.budget if writer.num_tokens else self._most
         end = min(request.target, start + budget - writer.num_tokens)
         if end < request.target:
             whole = end // self._kv.block_size * self._kv.block_size

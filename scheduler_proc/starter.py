@@ -8,7 +8,7 @@ from scheduler_proc import row_setup
 from scheduler_proc.flight import Flight
 from scheduler_proc.lifecycle import Lifecycle
 from scheduler_proc.plan_writer import PlanWriter
-from scheduler_proc.policy import Policy
+from scheduler_proc.policy import Policy, is_behind
 from scheduler_proc.prefill import PrefillPlanner
 from scheduler_proc.prefix_cache import PrefixMatch
 from scheduler_proc.request import Request
@@ -40,6 +40,8 @@ class Starter:
             if request is None or not self._admits(request) or self._still_blocked(request):
                 break
             if before is not None and not self._policy.displaces(request, before):
+                break
+            if is_behind(request.priority) and writer.num_tokens >= flight.budget_behind:
                 break
             # What this very step computes is there for the next one: better than to compute it twice.
             if self._lacks_mask(request) or self._kv.needs_any(request, computing):

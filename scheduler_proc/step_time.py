@@ -34,11 +34,11 @@ class StepTime:
             rest = max(seconds - (self.decode_seconds if num_decodes else 0.0), seconds / 4)
             self.seconds_per_token = _towards(self.seconds_per_token, rest / num_prompt)
 
-    def tokens(self, num_decodes: int, budget: int) -> int:
-        """Tokens of prompts, at most `budget`, that a step of so many decode rows shall have."""
+    def tokens(self, num_decodes: int, budget: int, share: float = 1.0) -> int:
+        """Tokens of prompts, at most `budget`, that a step of so many decode rows shall have. share: of the time that a step may take."""
         if not self._target or not self.seconds_per_token:
             return budget
-        left = self._target - (self.decode_seconds if num_decodes else 0.0)
+        left = self._target * share - (self.decode_seconds if num_decodes else 0.0)
         return min(budget, max(LEAST_TOKENS, int(left / self.seconds_per_token)))
 
 
