@@ -15,6 +15,7 @@ from frontend.admission import Admission
 from frontend.auth import ApiKeys, HostNames, read_key_file
 from frontend.batch_runner import ENDPOINTS, BatchRunner
 from frontend.batch_store import BatchStore
+from frontend.behind_clients import TURNS
 from frontend.connection import SERVER, HttpServer
 from frontend.engine_client import EngineClient
 from frontend.file_store import FileStore
@@ -194,9 +195,9 @@ class App:
         self.check_room(count)
 
     def check_room(self, count: int) -> None:
-        """Raise unless the engine can take `count` more requests now."""
+        """Raise unless the engine can take `count` more requests now, or one, where it is given one at a time."""
         try:
-            self.admission.check(count, self.client.ended)
+            self.admission.check(count if TURNS.get() is None else 1, self.client.ended)
         except QuireError:
             reason = "draining" if self.admission.draining else "queue_full"
             self.metrics.count("admission_rejections", reason)

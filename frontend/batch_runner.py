@@ -25,9 +25,9 @@ from aiohttp import web
 from frontend import http_errors
 from frontend.background_request import background_request
 from frontend.batch_store import BatchStore, Ran
+from frontend.behind_clients import TURNS
 from frontend.file_store import OUTPUT, FileStore
 from frontend.http_errors import HttpError
-from frontend.preparation import BEHIND_CLIENTS
 from frontend.schemas.batches import MAX_CUSTOM_ID, BatchLine
 from frontend.schemas.embeddings import BYTE_FORMATS
 from frontend.sse import encode
@@ -55,7 +55,8 @@ class BatchRunner:
         """handlers: by endpoint."""
         self._app, self._state, self._files, self._batches, self._handlers = app, state, files, batches, handlers
         self._news = asyncio.Event()
-        self._places = asyncio.Semaphore(app.server_config.batch_concurrency)
+        # Lines that run, and completions or vectors of theirs that are in the engine: a line may ask for thousands.
+        self._places, self._turns = (asyncio.Semaphore(app.server_config.batch_concurrency) for _ in range(2))
         self._pipe = self._lock = -1
         self._waiting = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -237,7 +238,7 @@ class BatchRunner:
                 raise HttpError(
                     400, "encoding_format may be float or base64 in a batch, whose results are JSON", "encoding_format", "not_supported"
                 )
-            BEHIND_CLIENTS.set(True)
+            TURNS.set(self._turns)
             request = background_request(self._connection, line.url, encode(line.body))
             response = await self._handlers[line.url](self._app, request)
         except Exception as error:

@@ -11,11 +11,13 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import zmq
 
+from frontend.behind_clients import TURNS, in_turn
 from frontend.logprob_rows import prompt_rows, token_rows
 from frontend.metrics import Metrics
 from frontend.outputs import CompletionOutput, RequestOutput
@@ -168,6 +170,13 @@ class EngineClient:
 
     async def run(self, prompts: Sequence[Sequence[Work]]) -> list[RequestOutput]:
         """Compute several prompts' completions and wait for all with one wake-up. If one fails, the others are aborted."""
+        turns = TURNS.get()
+        if turns is None:
+            return await self._run(prompts)
+        singles = iter(await in_turn(turns, [partial(self._run, [[work]]) for prompt in prompts for work in prompt]))
+        return [_joined([output for [output] in itertools.islice(singles, len(prompt))]) for prompt in prompts]
+
+    async def _run(self, prompts: Sequence[Sequence[Work]]) -> list[RequestOutput]:
         assert self._loop is not None
         works = [work for prompt in prompts for work in prompt]
         gather = Gather(self._loop, len(works))
@@ -395,6 +404,13 @@ class EngineClient:
             self._status[Stat.OPEN_STREAMS] = len(self.streams)
         if not self.streams and self.on_idle is not None:
             self.on_idle()
+
+
+def _joined(singles: list[RequestOutput]) -> RequestOutput:
+    """One prompt's completions that were computed one by one."""
+    first, *others = singles
+    first.outputs.extend(output for other in others for output in other.outputs)
+    return first
 
 
 def _request_output(streams: Sequence[Stream], outputs: list[CompletionOutput], finished: bool) -> RequestOutput:

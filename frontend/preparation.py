@@ -6,13 +6,13 @@ import hashlib
 import secrets
 import time
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 
 import msgspec
 
 from frontend.answer_formats import AnswerFormats
+from frontend.behind_clients import TURNS, let_clients_by
 from frontend.output_split import Splitting
 from frontend.regex_automaton import RegexError, compiled
 from frontend.stream import Work
@@ -20,12 +20,10 @@ from frontend.tokenizer import Tokenizer
 from ipc.config import ChildSpec
 from ipc.errors import InvalidRequestError
 from ipc.grammar import Grammar
-from ipc.messages import BEHIND_CLIENTS as BEHIND_PRIORITY
+from ipc.messages import BEHIND_CLIENTS
 from ipc.sampling_params import INT64, MAX_BAD_WORD_TOKENS, SamplingParams, ThinkingLimit
 
 MAX_TIMEOUT = 86_400.0
-# Set where work is prepared that no client waits for.
-BEHIND_CLIENTS: ContextVar[bool] = ContextVar("BEHIND_CLIENTS", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +72,7 @@ class Preparer:
         text: the prompt's text, when `prompt` is its ids. timeout: seconds from arrival until it fails. opened: whether
         the prompt ends inside of reasoning; None finds out. Nothing is submitted yet.
         """
+        await let_clients_by()
         arrival_ns = arrival_ns or time.monotonic_ns()
         model = self._spec.model
         deadline_ns = _deadline(arrival_ns, timeout)
@@ -140,6 +139,7 @@ class Preparer:
         truncation: Truncation | None = None,
     ) -> Work:
         """As `prepare`, for a prompt whose vector is wanted; it may fill the model's whole context. Errors call it 'input'."""
+        await let_clients_by()
         arrival_ns = arrival_ns or time.monotonic_ns()
         deadline_ns, most = _deadline(arrival_ns, timeout), self._spec.model.max_model_len
         ids = await self._tokenizer.encode_soon(prompt, add_special_tokens) if isinstance(prompt, str) else prompt
@@ -243,8 +243,8 @@ def _deadline(arrival_ns: int, timeout: float | None) -> int:
 
 def _place(priority: int) -> int:
     """The priority that the scheduler is told."""
-    if BEHIND_CLIENTS.get():
-        return BEHIND_PRIORITY + max(-BEHIND_PRIORITY // 2, min(priority, BEHIND_PRIORITY // 2))
+    if TURNS.get() is not None:
+        return BEHIND_CLIENTS + max(-BEHIND_CLIENTS // 2, min(priority, BEHIND_CLIENTS // 2))
     return priority
 
 

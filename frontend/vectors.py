@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from frontend.behind_clients import TURNS, in_turn
 from frontend.outputs import EmbeddingOutput, EmbeddingRequestOutput
 from frontend.preparation import Truncation
 from frontend.stream import Gather, Stream, Work
@@ -47,6 +49,13 @@ class VectorStream(Stream):
 
 async def compute(client: EngineClient, works: Sequence[Work]) -> list[VectorStream]:
     """The streams of these embeddings, when all have their vectors. If one fails, the others are aborted."""
+    turns = TURNS.get()
+    if turns is None:
+        return await _compute(client, works)
+    return [stream for [stream] in await in_turn(turns, [partial(_compute, client, [work]) for work in works])]
+
+
+async def _compute(client: EngineClient, works: Sequence[Work]) -> list[VectorStream]:
     if not works:
         return []
     gather = Gather(asyncio.get_running_loop(), len(works))

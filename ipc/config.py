@@ -167,7 +167,7 @@ class ServerConfig(_Section, frozen=True):
     ] = ""
     max_file_bytes: Annotated[int, Meta(ge=1024, description="Largest upload to /v1/files.")] = 200 * 1024 * 1024
     max_stored_file_bytes: Annotated[int, Meta(ge=1024, description="Disk space for all uploads together.")] = 8 * 1024 * 1024 * 1024
-    batch_concurrency: Annotated[int, Meta(ge=1, le=4096, description="Lines of batches that run at a time.")] = 16
+    batch_concurrency: Annotated[int, Meta(ge=1, le=4096, description="Lines of batches (completions of theirs) that run at a time.")] = 16
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body.")] = 4 * 1024 * 1024
     header_timeout: Annotated[float, Meta(gt=0, description="Seconds a new connection has for its first request's headers.")] = 30.0
     body_timeout: Annotated[float, Meta(gt=0, description="Seconds a request has for its body, else status 408.")] = 60.0

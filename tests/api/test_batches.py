@@ -260,17 +260,47 @@ def test_cancelling(slow: ApiServer) -> None:
 
 
 def test_clients_come_first(slow: ApiServer) -> None:
-    """With the running batch full of a batch's lines, the next row that becomes free is the client's."""
+    """With the running batch full of a batch's lines, none of which ends, one makes room for the client."""
     with openai.OpenAI(base_url=f"{slow.url}/v1", api_key="none", max_retries=0) as client:
-        two = [begin(client, [line(f"{number}", max_tokens=60, ignore_eos=True) for number in range(30)]) for _ in range(2)]
+        two = [begin(client, [line(f"{number}", **LONG) for number in range(30)]) for _ in range(2)]
         until(lambda: slow.stat(Stat.NUM_RUNNING) == 4)
         answer = client.completions.create(model="demo", prompt="one", max_tokens=5)
         assert answer.choices[0].text
         done = [client.batches.retrieve(batch.id).request_counts.completed for batch in two]
-        assert sum(done) < 20, "it waited behind the batches"
+        assert sum(done) == 0, "it waited behind the batches"
         for batch in two:
             client.batches.cancel(batch.id)
             ended(client, batch.id)
+
+
+@pytest.mark.parametrize(
+    "url, body, count",
+    [
+        (COMPLETIONS, {"prompt": [f"word {number}" for number in range(20)], "n": 3, "max_tokens": 3}, 60),
+        (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "best_of": 6, "max_tokens": 3}, 4),
+        ("/v1/embeddings", {"input": [f"word {number}" for number in range(60)]}, 60),
+    ],
+)
+def test_a_line_that_asks_for_much_leaves_the_queue_to_clients(tmp_path: Path, url: str, body: dict[str, Any], count: int) -> None:
+    """Its completions and vectors come bit by bit, in order, although the queue could never hold them all."""
+    scheduler = SchedulerConfig(max_num_seqs=2, max_queued_requests=4)
+    made = msgspec.structs.replace(config(tmp_path, batch_concurrency=3), scheduler=scheduler)
+    with api_server(made, delay=0.002) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        batch = begin(client, [line("all", url, **body)], url)
+        most = 0
+        while (batch := client.batches.retrieve(batch.id)).status != "completed":
+            most = max(most, server.stat(Stat.NUM_RUNNING) + server.stat(Stat.NUM_WAITING))
+            assert client.completions.create(model="demo", prompt="one", max_tokens=1).choices
+        assert 0 < most <= 4, "places for three, and the client's own"
+        [record] = records(client, batch.output_file_id)
+        answer = record["response"]["body"]
+        parts = answer["choices" if url == COMPLETIONS else "data"]
+        assert [part["index"] for part in parts] == list(range(count))
+        if url != COMPLETIONS:
+            return
+        prompts = body["prompt"]
+        for number, part in enumerate(parts):
+            assert prompts[number // body["n"]].startswith(part["text"]), "an answer of another prompt"
 
 
 def test_an_expired_batch(slow: ApiServer) -> None:
