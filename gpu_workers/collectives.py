@@ -1,6 +1,6 @@
 """What the ranks of one tensor-parallel group say to each other.
 
-A group of one costs nothing: its methods give back what they got. Several ranks meet through files in the runtime directory (never a
+A group of one costs nothing: its methods give back what they got. Several ranks meet in the runtime directory (meeting.py; never at a
 listening TCP store); CPU ranks then talk over gloo on the loopback interface, GPU ranks over NCCL.
 """
 
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import datetime
 import os
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 
+from gpu_workers.meeting import MEETING_SECONDS, meet, name_ranks
 from ipc.arena import I64, Stat
-from ipc.errors import ConfigError, QuireError
+from ipc.errors import ConfigError
 
-RENDEZVOUS_SECONDS = 300
-MEETING_SECONDS = 0.02  # between two looks
 # A rank that has not shown a sign of life for so long does not take part any more.
 SILENT_SECONDS = 5.0
 
@@ -54,16 +51,16 @@ class Collectives:
 class GlooCollectives(Collectives):
     """CPU ranks over torch.distributed.
 
-    Every rank of one group life must pass the same `rendezvous` path, which no earlier group has used.
+    Every rank of one group life must pass the same `store`, a path that no earlier group has used.
     """
 
-    def __init__(self, rank: int, size: int, rendezvous: str) -> None:
+    def __init__(self, rank: int, size: int, store: str) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         import torch.distributed as dist
 
         self.rank, self.size, self._dist = rank, size, dist
-        store = dist.FileStore(rendezvous, size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=RENDEZVOUS_SECONDS))
+        timeout = datetime.timedelta(seconds=MEETING_SECONDS)
+        dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=timeout)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         self._dist.all_reduce(x)
@@ -83,7 +80,7 @@ class GlooCollectives(Collectives):
 
 
 def join(rank: int, size: int, backend: str, rendezvous: str) -> Collectives:
-    """The group of `size` ranks that meet at files named after `rendezvous`, which no earlier group has used; blocks until all are there.
+    """The group of `size` ranks that meet at the path `rendezvous`, which no earlier group has used; blocks until all are there.
 
     Raises QuireError naming the ranks that did not come.
     """
@@ -91,35 +88,17 @@ def join(rank: int, size: int, backend: str, rendezvous: str) -> Collectives:
         return Collectives()
     if backend == "gloo":
         meet(rank, size, rendezvous, lambda: b"")
-        return GlooCollectives(rank, size, rendezvous)
+        return GlooCollectives(rank, size, f"{rendezvous}.gloo")
     from gpu_workers import nccl
 
     return nccl.join(rank, size, nccl.id_of(meet(rank, size, rendezvous, nccl.new_id)))
-
-
-def meet(rank: int, size: int, rendezvous: str, word: Callable[[], bytes], seconds: float = RENDEZVOUS_SECONDS) -> bytes:
-    """Wait until all ranks are here; what rank 0's word() gave. Raises QuireError naming the ranks that did not come in time."""
-    places = [Path(f"{rendezvous}.rank{each}") for each in range(size)]
-    unfinished = Path(f"{places[rank]}.new")
-    unfinished.write_bytes(word() if rank == 0 else b"")
-    unfinished.rename(places[rank])  # whoever sees it sees all of it
-    deadline = time.monotonic() + seconds
-    while missing := [each for each, place in enumerate(places) if not place.exists()]:
-        if time.monotonic() > deadline:
-            raise QuireError(f"rank {rank} waited {seconds:.0f} s for {_ranks(missing)} of {size}, which did not come")
-        time.sleep(MEETING_SECONDS)
-    return places[0].read_bytes()
 
 
 def who_is_silent(records: Sequence[I64], now_ns: int) -> str:
     """Why a step does not end, by the ranks' status records: which of them give no sign of life, or else are behind."""
     silent = [rank for rank, record in enumerate(records) if now_ns - record[Stat.HEARTBEAT_NS] > SILENT_SECONDS * 1e9]
     if silent:
-        return f"{_ranks(silent)} gave no sign of life for {SILENT_SECONDS:.0f} s"
+        return f"{name_ranks(silent)} gave no sign of life for {SILENT_SECONDS:.0f} s"
     steps = [int(record[Stat.STEPS]) for record in records]
     behind = [rank for rank, count in enumerate(steps) if count < max(steps)]
-    return f"{_ranks(behind)} did not follow (steps done by rank: {steps})" if behind else f"all ranks stand at step {steps[0]}"
-
-
-def _ranks(numbers: Sequence[int]) -> str:
-    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+    return f"{name_ranks(behind)} did not follow (steps done by rank: {steps})" if behind else f"all ranks stand at step {steps[0]}"

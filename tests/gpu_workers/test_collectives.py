@@ -11,11 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+import zmq
 
-from gpu_workers.collectives import Collectives, join, meet, who_is_silent
+from gpu_workers.collectives import Collectives, join, who_is_silent
+from gpu_workers.meeting import meet
 from gpu_workers.nccl import NCCLCollectives, id_of, new_id
 from gpu_workers.worker import Worker
 from ipc.arena import STATUS_WORDS, Stat
@@ -115,10 +118,34 @@ def test_ranks_meet_and_get_the_first_ones_word(tmp_path: Path) -> None:
 
 
 def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
+    """By those that did; the first one has all the others' names."""
+    place, said = str(tmp_path / "ranks-7"), {}
+
+    def come(rank: int) -> None:
+        if rank in (0, 2):
+            with pytest.raises(QuireError) as caught:
+                meet(rank, 4, place, lambda: b"the id", 2 if rank == 0 else 1.5)
+            said[rank] = str(caught.value)
+
+    in_threads(3, come)
+    assert said == {rank: f"rank {rank} waited 2 s for ranks 1, 3 of 4, which did not come" for rank in (0, 2)}
+
+
+def test_so_is_the_first_one(tmp_path: Path) -> None:
+    with pytest.raises(QuireError, match="rank 1 waited 0 s for rank 0 of 4"):
+        meet(1, 4, str(tmp_path / "ranks-7"), lambda: b"", 0)
+
+
+def test_who_makes_no_sense_or_goes_again_is_missing(tmp_path: Path) -> None:
     place = str(tmp_path / "ranks-7")
-    Path(f"{place}.rank2").touch()
-    with pytest.raises(QuireError, match="rank 1 waited 0 s for ranks 0, 3 of 4"):
-        meet(1, 4, place, lambda: b"", 0)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.connect(f"ipc://{place}")
+        for frame in (b"", b"rank 1", msgspec.msgpack.encode(["1"])):
+            stranger.send(frame)
+        with pytest.raises(QuireError, match="rank 0 waited 1 s for rank 1 of 2"):
+            meet(0, 2, place, lambda: b"the id", 1)
+        assert not stranger.poll(0)
 
 
 def test_an_id_passes_through_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
