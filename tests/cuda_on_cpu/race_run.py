@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels_cuda import logprobs, mla_decode, norms, paged_decode, paged_prefill, qkv, rows, sampler
+from kernels_cuda import activations, logprobs, mla_decode, norms, paged_decode, paged_prefill, paged_prefill_wgmma, qkv, rows, sampler
 from kernels_cuda.launch import use_backend
 from tests.cuda_on_cpu.emulator import Emulator
 
@@ -73,6 +73,15 @@ def prefilled() -> None:
     paged_prefill.prefill_attention(bf16(new, heads, dim), *caches, tables, int32(plan.work), int32(plan.chunks), out, 0.1)
 
 
+def warpgroups() -> None:
+    """Each stage of K and V used again, rows for both warpgroups."""
+    past, new, heads, dim, pages = 300, 40, 2, 128, 22
+    plan = paged_prefill.plan_prefill(*(np.array([value], np.int32) for value in (new, past, 0, 0)), heads)
+    caches = bf16(pages, 1, 16, dim), bf16(pages, 1, 16, dim)
+    tables, out = int32(np.arange(pages)[None]), bf16(new, heads, dim)
+    paged_prefill_wgmma.prefill_attention(bf16(new, heads, dim), *caches, tables, int32(plan.work), int32(plan.chunks), out, 0.1)
+
+
 def latent() -> None:
     length, heads = 100, 16
     plan = paged_decode.plan_decode(np.array([length], np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), 1, 4, 0, 64)
@@ -97,6 +106,8 @@ def latent() -> None:
 
 def normed() -> None:
     norms.layer_norm(bf16(1, 2048), None, None, bf16(1, 2048), 1e-5)
+    norms.add_rms_norm(bf16(1, 2048), bf16(1, 2048), bf16(2048), bf16(1, 2048), 1e-5)
+    activations.gated(bf16(1, 4096), bf16(1, 2048), "silu")
 
 
 def rotated() -> None:
@@ -146,6 +157,7 @@ def reported() -> None:
 CASES = {
     "decode": decode,
     "prefilled": prefilled,
+    "warpgroups": warpgroups,
     "latent": latent,
     "normed": normed,
     "rotated": rotated,

@@ -1,6 +1,7 @@
 """A race check like compute-sanitizer's: two accesses to memory by threads of one block with no barrier between them, by ThreadSanitizer.
 
-It finds missing __syncwarp, too, which values cannot show here because the model's tensor-core operations make a warp meet.
+It finds missing __syncwarp, too, which values cannot show here because the model's tensor-core operations make a warp meet. What threads
+share without a barrier by design, the emulator's own bookkeeping, it is told not to look at (include/emu/sanitizer.h).
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import pytest
 from tests.cuda_on_cpu.emulator import COMPILER, SOURCES
 from tests.cuda_on_cpu.race_run import CASES
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
+# A barrier that is taken away. In one case a store that has none: a copy that does not wait at its mbarrier is the emulator's own to find.
 MISSING = [
     ("paged_decode.cu", "    __syncwarp();                                  // the other lanes'", "    //", "decode"),
     ("paged_decode.cu", "    __syncwarp();                                  // every lane", "    //", "decode"),
     ("paged_decode.cu", "  __syncthreads();                                 // the rings", "//", "decode"),
     ("paged_decode.cu", "  __syncthreads();\n  for (int head", "  for (int head", "decode"),
     ("paged_prefill.cu", "    __syncthreads();                                 // the others'", "    //", "prefilled"),
+    ("paged_prefill_wgmma.cu", "  __syncthreads();\n\n", "\n", "warpgroups"),
+    ("paged_prefill_wgmma.cu", "  give_back(keys_free, seen_first);", "  keys[lane] = 0; give_back(keys_free, seen_first);", "warpgroups"),
     ("mla_decode.cu", "    __syncthreads();                                 // the tile", "    //", "latent"),
     ("mla_decode.cu", "    __syncthreads();                                 // the maxima", "    //", "latent"),
     ("mla_decode.cu", "    __syncthreads();                                 // so are", "    //", "latent"),
@@ -46,7 +49,7 @@ def races(sources: Path, case: str) -> list[str]:
     library = subprocess.run([COMPILER, "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True).stdout.strip()
     if not Path(library).is_absolute():
         pytest.skip("libtsan is not installed")
-    options = f"suppressions={HERE / 'races.supp'} report_signal_unsafe=0 history_size=4 exitcode=0"
+    options = "report_signal_unsafe=0 history_size=4 exitcode=0"
     environment = {**os.environ, "LD_PRELOAD": library, "TSAN_OPTIONS": options, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.cuda_on_cpu.race_run", str(sources), case]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)

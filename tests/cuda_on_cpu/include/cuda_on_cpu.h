@@ -12,8 +12,7 @@
 //   - A deadlock, a lane outside its mask, two collectives met by one warp, a misaligned copy, an access to memory that is not
 //     there: each is an error that names block and thread.
 // What it cannot model: time, bank conflicts, occupancy, the exact bits of tensor cores and of ex2.approx, weak memory order (a build
-// under -fsanitize=thread finds missing barriers within a block, but looks past what wgmma reads), tensor maps, clusters, waiting for
-// another block, graphs.
+// under -fsanitize=thread finds missing barriers within a block), tensor maps, clusters, waiting for another block, graphs.
 //
 // Rules for kernels (kernels_cuda/src): inline PTX only in ptx.cuh and hopper.cuh, which have a CPU branch for each function; __shared__
 // arrays only in the body of an extern "C" __global__ function (so that they can be found and made NaN); dynamic shared memory through

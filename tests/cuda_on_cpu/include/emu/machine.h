@@ -79,6 +79,7 @@ inline void jump(void** save, Fiber* to) {    // to == nullptr: back to the laun
 }
 // Leaves the block for good; its fibers are thrown away with whatever they held.
 [[noreturn]] __attribute__((noinline)) inline void fail(const char* format, ...) {
+  Unseen bookkeeping;
   char text[400];
   va_list values;
   va_start(values, format);
@@ -100,23 +101,15 @@ inline void on_fault(int, siginfo_t* info, void*) {
   fail("touched memory at %p that is not there (past the end of an array?)", info->si_addr);
 }
 
-// Leaves the running thread and enters the next one that can run: the next in turn, or when `from_first` the first in order.
-__attribute__((noinline)) inline void next_fiber(bool from_first = false) {
-  Fiber* me = self;
+// The thread that runs next: the next one in turn that can, or when `from_first` the first in order. Null when all have exited.
+inline Fiber* choose_fiber(bool from_first) {
   if (from_first) block.at = block.size - 1;
   for (unsigned i = 0; i < block.size; i++) {
     if (++block.at == block.size) block.at = 0;
     Fiber* other = &block.fibers[block.order[block.at]];
-    if (other->done || other->blocked) continue;
-    if (other == me) return;
-    self = other;
-    jump(&me->stack_pointer, other);
-    return;
+    if (!other->done && !other->blocked) return other;
   }
-  if (block.alive == 0) {
-    void* nowhere;
-    jump(&nowhere, nullptr);
-  }
+  if (block.alive == 0) return nullptr;
   unsigned stuck = 0;
   for (auto& fiber : block.fibers) stuck += !fiber.done;
   for (auto& fiber : block.fibers)
@@ -127,7 +120,20 @@ __attribute__((noinline)) inline void next_fiber(bool from_first = false) {
   fail("deadlock: %u of %u threads wait for threads that exited or took another branch; this one waits at %s", stuck, block.size,
        self->waits_at);
 }
+// Leaves the running thread and enters the next one.
+__attribute__((noinline)) inline void next_fiber(bool from_first = false) {
+  Fiber *me, *other;
+  {
+    Unseen bookkeeping;
+    me = self;
+    other = choose_fiber(from_first);
+    if (other == me) return;
+    if (other) self = other;
+  }
+  jump(&me->stack_pointer, other);
+}
 __attribute__((noinline)) inline void wait_here(const char* what) {
+  Unseen bookkeeping;
   progress++;
   self->blocked = true;
   self->waits_at = what;
@@ -144,6 +150,7 @@ inline void open_barrier(Barrier& barrier) {
 }
 // Returns the sum of `value` over the threads that meet. need 0: all threads that have not exited, as for barrier 0 of a GPU.
 __attribute__((noinline)) inline long meet(unsigned id, unsigned need, long value, const char* what) {
+  Unseen bookkeeping;
   Barrier& barrier = block.barriers[id];
   barrier.need = need;
   barrier.sum += value;
@@ -160,6 +167,7 @@ __attribute__((noinline)) inline long meet(unsigned id, unsigned need, long valu
   return self->barrier_result;
 }
 __attribute__((noinline)) inline void finish(Fiber* fiber) {
+  Unseen bookkeeping;
   progress++;
   fiber->done = true;
   block.alive--;
@@ -196,6 +204,7 @@ inline void start_copies();       // asynchronous.h
 inline void start_warpgroups();   // warpgroup.h
 inline std::vector<char*> stacks;
 __attribute__((noinline)) inline void start_block(uint3 index, uint64_t seed) {
+  Unseen bookkeeping;
   block_index = index;
   block.size = block.alive = block_dim.x * block_dim.y * block_dim.z;
   block.fibers.resize(block.size);
@@ -228,22 +237,22 @@ __attribute__((noinline)) inline void start_block(uint3 index, uint64_t seed) {
   poison_shared();
   start_copies();
   start_warpgroups();
+  EMU_TSAN(block.main_tsan = __tsan_get_current_fiber(); for (auto& fiber : block.fibers) fiber.tsan = __tsan_create_fiber(0);)
   block.at = 0;
   self = &block.fibers[block.order[0]];
 }
-// Functions of their own, so that races.supp can name them.
-__attribute__((noinline)) inline void set_greedy(bool value) { greedy = value; }
-__attribute__((noinline)) inline void set_tsan([[maybe_unused]] void** slot, [[maybe_unused]] void* fiber) { *slot = fiber; }
+__attribute__((noinline)) inline long end_block() {
+  Unseen bookkeeping;
+  EMU_TSAN(if (!failed) for (auto& fiber : block.fibers) __tsan_destroy_fiber(fiber.tsan);)   // not within an Unseen, which fail() leaves
+  self = nullptr;
+  return failed ? LONG_MAX : stray_write();
+}
 inline void run_block(uint3 index, uint64_t seed) {
   start_block(index, seed);
-  EMU_TSAN(set_tsan(&block.main_tsan, __tsan_get_current_fiber());
-           for (auto& fiber : block.fibers) set_tsan(&fiber.tsan, __tsan_create_fiber(0));)
   publish(&block);
   jump(&block.main_stack_pointer, self);
   observe(&block);
-  EMU_TSAN(for (auto& fiber : block.fibers) __tsan_destroy_fiber(fiber.tsan);)
-  long stray = failed ? LONG_MAX : stray_write();
-  self = nullptr;
+  const long stray = end_block();
   if (stray != LONG_MAX) {
     failed = true;
     snprintf(error_text, sizeof error_text, "block (%u,%u,%u): wrote dynamic shared memory at byte %ld of %zu", index.x, index.y, index.z,
@@ -271,7 +280,10 @@ inline int run_grid(const Config& config, void (*call)(void*), void* argument) {
   call_kernel = call;
   call_argument = argument;
   failed = false;
-  set_greedy(config.seed & 2);
+  {
+    Unseen bookkeeping;
+    greedy = config.seed & 2;
+  }
   map_dynamic_shared();
   dynamic_bytes = config.shared;
   struct sigaction ours {}, segv, bus;

@@ -7,6 +7,7 @@ namespace emu {
 // functions, and lanes of one mask that meet at different collectives are found out.
 template <bool ORDERS_MEMORY = false, class Payload, class Work>
 __attribute__((noinline)) void collective(unsigned mask, Payload& payload, Work work, const char* what) {
+  Unseen bookkeeping;
   static const char kind = 0;
   auto& open = block.warps[self->warp];
   unsigned width = std::min(32u, block.size - self->warp * 32);

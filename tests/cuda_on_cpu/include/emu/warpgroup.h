@@ -40,6 +40,7 @@ inline Warpgroup warpgroups[8];
 inline unsigned group_of_self() { return self->warp / 4; }
 inline int lane_of_self() { return int(self->warp % 4 * 32 + self->lane); }
 inline void start_warpgroups() {
+  Unseen bookkeeping;
   for (auto& group : warpgroups) {
     for (auto& product : group.under_way)
       if (--product.sums->chained == 0) delete product.sums;
@@ -172,7 +173,8 @@ __attribute__((noinline)) inline void complete(Warpgroup& group) {
 // One thread's part of a product: d (N / 2 registers) is a * b, and d before it if `accumulate`. a: four registers, or null for a
 // descriptor.
 template <bool BF16, int N>
-__attribute__((noinline)) void wgmma(float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b, bool b_transposed, bool accumulate) {
+__attribute__((noinline)) const Product& issue(float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b, bool b_transposed, bool accumulate) {
+  Unseen bookkeeping;
   static_assert(N % 8 == 0 && N <= 256, "");
   if (!self->registers_ordered) fail("wgmma.mma_async without a wgmma.fence since the kernel's start or the last wait");
   if ((group_of_self() + 1) * LANES > block.size) fail("wgmma.mma_async: the warpgroup is not whole");
@@ -206,10 +208,18 @@ __attribute__((noinline)) void wgmma(float* d, const uint32_t* a, uint64_t a_des
     memset(d, POISON, N / 2 * sizeof(float));
   }
   if (++product.issued == LANES) begin_reads(product);
+  return product;
+}
+template <bool BF16, int N>
+void wgmma(float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b, bool b_transposed, bool accumulate) {
+  [[maybe_unused]] const Product& product = issue<BF16, N>(d, a, a_descriptor, b, b_transposed, accumulate);
+  // Each warp reads what the product needs of shared memory, for the sanitizer by its first lane.
+  EMU_TSAN(if (self->lane == 0) each_read(product, [](size_t at) { reads(dynamic_region + 16 * at, 16); });)
 }
 inline void wgmma_fence() { self->registers_ordered = true; }
 inline void wgmma_commit() { self->product_group++; }
 __attribute__((noinline)) inline void wgmma_wait(int groups_left) {
+  Unseen bookkeeping;
   Warpgroup& group = warpgroups[group_of_self()];
   self->registers_ordered = false;
   if (++group.here < LANES) {
@@ -227,6 +237,7 @@ __attribute__((noinline)) inline void wgmma_wait(int groups_left) {
 
 // ---------------------------------------------------------------- registers of a warpgroup
 __attribute__((noinline)) inline void setmaxnreg(int registers, bool more) {
+  Unseen bookkeeping;
   if (registers % 8 || registers < 24 || registers > 256) fail("setmaxnreg: %d is no multiple of 8 from 24 to 256", registers);
   const unsigned mine = group_of_self(), groups = (block.size + 127) / 128;
   const int before = warpgroups[mine].registers;
