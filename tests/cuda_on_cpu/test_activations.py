@@ -23,6 +23,19 @@ def test_gated(activation: str, dtype: torch.dtype, width: int) -> None:
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_every_width_in_every_order_of_threads(activation: str) -> None:
+    """Each part of one and two warps, and around the ends of one and two blocks; the same bits in each order."""
+    for width in [*range(8, 2 * 256 + 16, 8), 2040, 4088, 4096]:
+        gate_up, results = random(2, 2 * width), []
+        for seed in (0, 1, 2, 7):
+            results.append(nan(2, width))
+            with emulated(seed):
+                activations.gated(gate_up, results[-1], activation)
+        assert error(results[0], reference.gated(gate_up, activation)) < TOLERANCE[torch.bfloat16]
+        assert all(torch.equal(results[0], other) for other in results)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 def test_extreme_gates(activation: str) -> None:
     """exp over- and underflows for such gates; the activation is the gate itself, or nothing."""
     gates = torch.tensor([300.0, -300.0, 89.0, -89.0, 20.0, -20.0, 0.0, -0.0])

@@ -37,7 +37,7 @@ def expected(row: torch.Tensor, token: int, width: int, columns: int) -> tuple[f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("vocab", [7, 33, 4099])
+@pytest.mark.parametrize("vocab", [7, 33, 511, 512, 513, 1025, 4099])
 def test_logprobs(vocab: int, dtype: torch.dtype) -> None:
     """bfloat16 has ties everywhere: equal ones stand by ascending id, and the lowest ids are in the list."""
     rng = np.random.default_rng(vocab)

@@ -77,7 +77,7 @@ def expected(latents: Latents, q: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_length(dtype: torch.dtype) -> None:
     """Up to 2 * tile + 1 tokens and around the ends of pages (16) and tiles (32)."""
-    lengths = [*range(1, 2 * TILE + 2, 5), 15, 17, 32, 33, 63, 64, 65, 150]
+    lengths = [*range(1, 2 * TILE + 2), 150] if dtype == torch.bfloat16 else [*range(1, 2 * TILE + 2, 5), 15, 17, 32, 33, 63, 64, 65]
     latents, q = make_latents(lengths, dtype), queries(len(lengths), 16, dtype)
     assert error(attend(latents, q, lengths, seed=3), expected(latents, q)) < TOLERANCE[dtype]
 

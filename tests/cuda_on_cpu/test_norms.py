@@ -27,6 +27,21 @@ def test_add_rms_norm(hidden: int, dtype: torch.dtype) -> None:
     assert error(out, reference.rms_norm(added, weight, 1e-5, 1.0)) < TOLERANCE[dtype]
 
 
+def test_every_length_to_beyond_two_warps() -> None:
+    """The launcher takes a warp for each 256 numbers; these rows fill each part of one, two and three."""
+    for at, hidden in enumerate(range(8, 2 * 256 + 16, 8)):
+        residual, delta, weight, bias = (random(2, hidden, seed=s) for s in range(4))
+        weight, bias, out, centred = guarded(weight[0]), guarded(bias[0]), nan(2, hidden), nan(2, hidden)
+        added = (residual.float() + delta.float()).bfloat16()
+        with emulated(seed=at):
+            norms.layer_norm(residual, weight, bias, centred, 1e-5)
+            before = residual.clone()
+            norms.add_rms_norm(residual, delta, weight, out, 1e-5)
+        assert torch.equal(residual, added)
+        assert error(out, reference.rms_norm(added, weight, 1e-5)) < TOLERANCE[torch.bfloat16]
+        assert error(centred, reference.layer_norm(before, weight, bias, 1e-5)) < TOLERANCE[torch.bfloat16]
+
+
 def test_rms_norm_without_addition_leaves_its_input() -> None:
     x, weight, out = random(2, 512), random(512), nan(2, 512)
     before = x.clone()

@@ -185,6 +185,14 @@ def test_fp8_cache(dim: int, dtype: torch.dtype) -> None:
     assert worst(step, results[1], soft_cap=2.0) < TOLERANCE[dtype]
 
 
+def test_every_count_of_new_tokens_and_every_past_over_an_fp8_cache() -> None:
+    for chunks, group in (([(0, new) for new in range(1, 34)], 8), ([(past, 3) for past in [*range(34), 63, 64, 65]], 2)):
+        step = make_step(chunks, group, 64, cache_dtype=torch.float8_e4m3fn)
+        got = attend(step, 3)
+        step.keys, step.values = ([each.float() for each in column] for column in (step.keys, step.values))
+        assert worst(step, got) < TOLERANCE[torch.bfloat16]
+
+
 def test_same_bits_in_every_order_of_threads() -> None:
     step = make_step([(0, 37), (100, 5)], 4, 64)
     results = [torch.cat(attend(step, seed)) for seed in (0, 1, 2, 7, 12345)]

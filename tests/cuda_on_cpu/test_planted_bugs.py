@@ -50,6 +50,13 @@ def normed() -> tuple[torch.Tensor, torch.Tensor]:
     return out, reference.layer_norm(x, None, None, 1e-5)
 
 
+def added() -> tuple[torch.Tensor, torch.Tensor]:
+    residual, delta, weight, out = random(2, 1032), random(2, 1032, seed=1), random(1032, seed=2), nan(2, 1032)
+    total = (residual.float() + 0.5 * delta.float()).bfloat16()
+    norms.add_rms_norm(residual, delta, weight, out, 1e-5, 0.5, 1.0)
+    return torch.cat((residual, out)), torch.cat((total.double(), reference.rms_norm(total, weight, 1e-5, 1.0)))
+
+
 def gated() -> tuple[torch.Tensor, torch.Tensor]:
     gate_up, out = random(2, 528), nan(2, 264)
     activations.gated(gate_up, out, "silu")
@@ -93,6 +100,12 @@ BUGS = [
     Bug("the rotation's sign is wrong", "qkv.cu", "(first ? -partner : partner)", "(first ? partner : -partner)", rotated),
     Bug("the scratch of a block sum is used again too early", "common.cuh",
         "scratch[lane] : 0.f);\n  __syncthreads();", "scratch[lane] : 0.f);", normed, every_time=False),
+    Bug("what is added is stored in the place of the sum", "norms.cu",
+        "store16(residual + row + at, kept[v]);\n        unpack8(kept[v], x);", "store16(residual + row + at, pack8(d));", added),
+    Bug("the weight's offset is forgotten", "norms.cu", "factor * (w[i] + offset)", "factor * w[i]", added),
+    Bug("the mean is not taken off for the variance", "norms.cu", "(a[i] - mean) * (a[i] - mean)", "a[i] * a[i] + 1.f", normed),
+    Bug("v is turned, too", "qkv.cu", "if (!is_v && at < rotary)", "if (at < rotary)", rotated),
+    Bug("padding is written", "qkv.cu", "if (slot < 0) return;", "", rotated),
     Bug("the bound of a vector access is off", "activations.cu", "if (at >= width) return;", "", gated),
 ]  # fmt: skip
 ORDERS = (0, 1, 2, 7)
@@ -125,7 +138,7 @@ def in_order(run: Run, sources: Path, seed: int) -> tuple[torch.Tensor, torch.Te
             return run()
 
 
-@pytest.mark.parametrize("run", [decode, windowed, fp8, rotated, normed, gated])
+@pytest.mark.parametrize("run", [decode, windowed, fp8, rotated, normed, added, gated])
 def test_nothing_is_found_in_the_sources_as_they_are(run: Run) -> None:
     assert goes_wrong(run, SOURCES) == [""] * len(ORDERS)
 

@@ -83,6 +83,21 @@ def test_fp8_cache(head_dim: int) -> None:
         assert torch.equal(got, rounded.double())
 
 
+def test_every_count_of_heads_in_every_order_of_threads() -> None:
+    """A block takes 8 heads of 128 of one token, a warp two of them."""
+    for heads in range(1, 2 * 8):
+        values, results = random(2, heads + 2, 128), []
+        for seed in (0, 1, 2, 7):
+            k, v, q = nan(1, 1, 16, 128), nan(1, 1, 16, 128), nan(2, heads, 128)
+            with emulated(seed):
+                norm_rotate_write(values, q, k, v, integers([9, 4], torch.int64), integers([3, 60]), RotaryTable(table(128), 128))
+            results.append(torch.cat((q, k[0, 0, [9, 4], None], v[0, 0, [9, 4], None]), 1))
+        q, k, v = values.double().split((heads, 1, 1), 1)
+        turned = reference.rotate(torch.cat((q, k), 1), torch.tensor([3, 60]), table(128), 128, False)
+        assert error(results[0], torch.cat((turned, v), 1)) < TOLERANCE[torch.bfloat16]
+        assert all(torch.equal(results[0], other) for other in results)
+
+
 def test_q_may_stay_where_it_is() -> None:
     qkv = random(TOKENS, HEADS + 2 * KV_HEADS, 128)
     want = expected(qkv, 128, False, None)[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from ipc.arena import RowFlag
 from kernels_cuda import reference, rows
 from tests.cuda_on_cpu.comparing import integers
-from tests.cuda_on_cpu.emulator import emulated
+from tests.cuda_on_cpu.emulator import SOURCES, EmulationError, emulated
 from tests.cuda_on_cpu.guarded import guarded
 
 ROWS, BLOCKS_PER_ROW, BLOCK = 40, 8, 16
@@ -45,10 +48,8 @@ def test_remembered_tokens() -> None:
     assert torch.equal(last, expected)
 
 
-@pytest.mark.parametrize(
-    "count,capacity,spare", [(0, 4, 3), (1, 1, 0), (7, 8, 5), (33, 40, 100), (1023, 1023, 1), (1024, 1024, 1), (1500, 2100, 0)]
-)
-def test_inputs(count: int, capacity: int, spare: int) -> None:
+def gathered(count: int, capacity: int, spare: int, seed: int, sources: Path = SOURCES) -> bool:
+    """Whether the inputs of a step of `count` rows are right, in columns with room for `capacity` rows and `spare` more tokens."""
     numbers = np.random.default_rng(count)
     many = max(capacity, ROWS)
     row = numbers.permutation(many)[:capacity]
@@ -67,14 +68,69 @@ def test_inputs(count: int, capacity: int, spare: int) -> None:
           ((total + spare, torch.int32), (total + spare, torch.int32), (total + spare, torch.int64), (total + spare, torch.int32),
            (capacity + 1, torch.int32), (capacity, torch.int32), (capacity, torch.int32)))
     )  # fmt: skip
-    with emulated(seed=3):
+    with emulated(seed, sources):
         rows.gather_inputs(columns, integers(tables), integers(last), BLOCK, out)
     lists = (column[:count].tolist() for column in (row, num_new, start, remembered))
     ids, positions, slots, of = reference.gather_inputs(*lists, given.tolist(), tables, last, BLOCK)
-    assert out.token_ids.tolist() == ids + [0] * spare
-    assert out.positions.tolist() == positions + [0] * spare
-    assert out.slots.tolist() == slots + [-1] * spare
-    assert out.row_of_token.tolist() == of + [-1] * spare
     starts = np.concatenate(([0], np.cumsum(num_new[:count]), np.full(capacity - count, total)))
-    assert out.query_starts.tolist() == starts.tolist()
-    assert out.seq_lens.tolist() == [*(start + num_new)[:count], *[0] * (capacity - count)]
+    wanted = (
+        (out.token_ids, ids + [0] * spare),
+        (out.positions, positions + [0] * spare),
+        (out.slots, slots + [-1] * spare),
+        (out.row_of_token, of + [-1] * spare),
+        (out.query_starts, starts.tolist()),
+        (out.seq_lens, [*(start + num_new)[:count], *[0] * (capacity - count)]),
+    )
+    return all(column.tolist() == values for column, values in wanted)
+
+
+ORDERS = (0, 1, 2, 7)
+
+
+@pytest.mark.parametrize("seed", ORDERS)
+@pytest.mark.parametrize(
+    "count,capacity,spare",
+    [
+        (0, 4, 3),
+        (1, 1, 0),
+        (7, 8, 5),
+        (31, 31, 0),
+        (32, 32, 1),
+        (33, 40, 100),
+        (65, 65, 0),
+        (1023, 1023, 1),
+        (1024, 1024, 1),
+        (1500, 2100, 0),
+    ],
+)
+def test_inputs(count: int, capacity: int, spare: int, seed: int) -> None:
+    assert gathered(count, capacity, spare, seed)
+
+
+BUGS = {
+    "no barrier before the sums of the warps are read": ("    __syncthreads();\n    const int lanes_all", "    const int lanes_all"),
+    "the sums of the next chunk come too early": ("    __syncthreads();   // the sums of this chunk have been read\n", ""),
+    "a warp forgets those before it": ("all += __shfl_sync(FULL_WARP, sum_all - lanes_all, warp);", ""),
+    "chunks of rows forget those before them": ("all_before += chunk_all;", ""),
+    "remembered tokens are taken for given ones": ("flags[low] & DEVICE_TOKEN ?", "false ?"),
+    "the last row of a token is found one too late": ("if (query_starts[middle] <= t)", "if (query_starts[middle] < t)"),
+    "padding is written to slot 0": ("slots[t] = -1;", "slots[t] = 0;"),
+    "rows are taken for their places": ("place = row[low];", "place = low;"),
+}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_found(name: str, tmp_path: Path) -> None:
+    for path in SOURCES.iterdir():
+        shutil.copy(path, tmp_path)
+    text, (old, new) = (tmp_path / "rows.cu").read_text(), BUGS[name]
+    assert text.count(old) == 1
+    (tmp_path / "rows.cu").write_text(text.replace(old, new))
+    assert not all(right(seed, tmp_path) for seed in ORDERS)
+
+
+def right(seed: int, sources: Path) -> bool:
+    try:
+        return gathered(1100, 1200, 9, seed, sources)
+    except EmulationError:
+        return False

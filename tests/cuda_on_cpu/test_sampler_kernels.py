@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from itertools import product
 
 import msgspec
 import numpy as np
@@ -40,8 +41,9 @@ def on_cpu(
     return given.tokens, given.nan
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("vocab", SIZES)
+@pytest.mark.parametrize(
+    "vocab,dtype", [*product(SIZES, (torch.float32, torch.bfloat16)), *((vocab, torch.float32) for vocab in (2048, 2049, 4096))]
+)
 def test_the_cpu_samplers_tokens(vocab: int, dtype: torch.dtype) -> None:
     """Any mixture of features: what the definition says where it is not within rounding of two tokens, and then what the CPU gives, too."""
     rng = np.random.default_rng(vocab)
