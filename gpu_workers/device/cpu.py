@@ -18,7 +18,7 @@ from gpu_workers.kv_cache import bytes_per_block
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
 from gpu_workers.layers.cpu_tile_linear import GATED_MULTIPLE, TileLinear, TileProducts
-from gpu_workers.layers.cpu_tile_linear import supported as has_matrix_unit
+from gpu_workers.layers.cpu_tile_linear import supported as has_unit
 from gpu_workers.layers.ops import Ops
 from gpu_workers.quantization.rounding import BITS, rounded
 from ipc.config import Config
@@ -136,7 +136,7 @@ class CPUDevice:
         return self.fused_ops
 
     def prepare(self, shape: AttentionShape, weight_bytes: int) -> None:
-        on_tiles = shape.dtype == torch.bfloat16 and has_matrix_unit()
+        on_tiles = shape.dtype == torch.bfloat16 and has_unit()
         # The head of an int4 model is int8.
         formats = set() if self._quantization == "none" else {self._quantization, "int8"}
         if on_tiles:

@@ -14,7 +14,7 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, configure, release
+from gpu_workers.device.cpu_tiles import BYTES, COLUMNS
 from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put
 from gpu_workers.layers.cpu_linear_kernels import (
     ALONE,
@@ -34,7 +34,7 @@ from gpu_workers.layers.cpu_linear_kernels import (
     X,
 )
 from gpu_workers.layers.cpu_linear_vectors import GROUP, GROUP_BYTES, NIBBLES, PANEL, WORDS, fetch_add
-from gpu_workers.layers.cpu_tile_kernels import finish, multiply_blocks
+from gpu_workers.layers.cpu_tile_kernels import begin, end, finish, multiply
 from gpu_workers.layers.cpu_tile_rows import lay_out
 
 # Steps of GROUP inputs that are widened together, and bytes that are asked for ahead of what is widened.
@@ -111,7 +111,7 @@ def product(cache: bool) -> Any:
         else:
             lay_out(a[X], x_at, rows * me // threads, rows * (me + 1) // threads, inputs, steps, blocks, at_once)
             barrier()
-        configure(a[CONFIGURATION])
+        begin(a[CONFIGURATION], 0)
         sums = carray(pointer(sums_at), (blocks, 2, 16, 16), np.float32)
         added = np.zeros(panel, np.float32)
         portion = a[PORTION]
@@ -130,10 +130,8 @@ def product(cache: bool) -> Any:
                     for pair in range(pairs):
                         here = x_at + (step * blocks + 2 * pair * count) * tile_bytes
                         into = sums_at + pair * 4 * tile_bytes
-                        if 2 * pair + 1 < blocks:
-                            multiply_blocks(here, count * tile_bytes, tiles_at, count, into, np.int64(step == 0), tiles_at, 0, 2, 0)
-                        else:
-                            multiply_blocks(here, count * tile_bytes, tiles_at, count, into, np.int64(step == 0), tiles_at, 0, 1, 0)
+                        wanted = rows - pair * 32
+                        multiply(here, count * tile_bytes, tiles_at, count, into, np.int64(step == 0), tiles_at, 0, wanted, 0, 0)
                 for block in range(blocks):
                     height = min(16, rows - block * 16)
                     from_sums = sums_at + block * 2 * tile_bytes
@@ -145,6 +143,6 @@ def product(cache: bool) -> Any:
                                 value = sums[block, j // 16, r, j % 16] + added[j]
                                 out[(block * 16 + r) * outputs + p * panel + j] = narrow(value)
             first = fetch_add(a[NEXT], portion)
-        release()
+        end(0)
 
     return kernel

@@ -1,9 +1,11 @@
-"""The numba source of matrix products on AMX tiles (device/cpu_tiles.py). Imported only by the thread that compiles it.
+"""The numba source of matrix products on tiles. Imported only by the thread that compiles it.
 
 Weights, bfloat16 or int8, lie in panels of PANEL outputs, each a run of [64 bytes of inputs: 2 tiles of 16 outputs], so that a panel is
-read from its first byte to its last; the step's rows are laid out as tiles before (cpu_tile_rows.py). A thread multiplies a panel with two
-tiles of rows at a time: two blocks of 16 rows of bfloat16, or the two digits of one block's whole numbers; and asks for the memory of what
-comes next meanwhile. With many rows, inputs are taken in chunks, each for all rows, so that operands stay in the caches.
+read from its first byte to its last; the step's rows are laid out as tiles before (cpu_tile_rows.py). Two units multiply them: AMX
+(device/cpu_tiles.py), for which the layout is made, and the dot instructions of 512-bit vectors (device/cpu_dots.py), which find a row of a
+tile of weights in a vector and a row's pair of inputs in an int32. A thread multiplies a panel with one or two tiles of rows at a time: on
+AMX two blocks of 16 rows of bfloat16; with int8 the two digits of one block's whole numbers; and asks for the memory of what comes next
+meanwhile. With many rows, inputs are taken in chunks, each for all rows, so that operands stay in the caches.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from numba import carray, cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.device import cpu_tiles
+from gpu_workers.device import cpu_dots, cpu_tiles
 from gpu_workers.device.cpu_native import barrier, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROW_BYTES, configure, release
+from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROW_BYTES
 from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put, silu_times, spread, swapped, write
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
-from gpu_workers.layers.cpu_tile_rows import lay_out, lay_out_digits
+from gpu_workers.layers.cpu_tile_rows import ROWS_INFO, lay_out, lay_out_digits
 
 PANEL = 2 * COLUMNS
 # Places in the argument array; the first seven change with every call. COUNTERS: one int64 per thread, 64 bytes apart: how many of its
@@ -49,7 +51,7 @@ def scratch_bytes(rows: int, inputs: int, threads: int, alone: bool, int8: bool)
     """The rows as tiles, once or for each thread, and each thread's sums."""
     blocks = -(-rows // COLUMNS)
     tile_rows = 2 * blocks if int8 else blocks
-    laid_out = (tile_rows * _steps(inputs, int8) * BYTES + blocks * ROW_BYTES) * (threads if alone else 1)
+    laid_out = (tile_rows * _steps(inputs, int8) * BYTES + blocks * ROWS_INFO * ROW_BYTES) * (threads if alone else 1)
     return laid_out + threads * (1 + TOGETHER * (tile_rows + 1) * 2) * BYTES + 64
 
 
@@ -57,49 +59,167 @@ def _steps(inputs: int, int8: bool) -> int:
     return -(-inputs // (2 * DEPTH if int8 else DEPTH))
 
 
-@intrinsic(prefer_literal=True)
-def multiply_blocks(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, blocks, int8):  # type: ignore[no-untyped-def]
-    """sums [blocks, 2, 16 rows, 16 outputs] += x [blocks, count tiles] . weights [count, 2 tiles]; from zero if `fresh`.
+def _multiply_on_amx(
+    builder: ir.IRBuilder, blocks: int, dot: Any, x: ir.Value, stride: ir.Value, weights: ir.Value, count: ir.Value, sums: ir.Value,
+    fresh: ir.Value, ahead: ir.Value, pairs: ir.Value,
+) -> None:  # fmt: skip
+    places = [builder.add(sums, _I64(tile * BYTES)) for tile in range(2 * blocks)]
+    with builder.if_else(fresh) as (then, otherwise):
+        with then:
+            for tile in range(2 * blocks):
+                cpu_tiles.clear(builder, tile)
+        with otherwise:
+            for tile, place in enumerate(places):
+                cpu_tiles.load(builder, tile, place, _LINE)
+    wanted = cgutils.alloca_once_value(builder, ahead)
+    with cgutils.for_range(builder, count) as loop:
+        x_here = builder.add(x, builder.mul(loop.index, _I64(BYTES)))
+        weights_here = builder.add(weights, builder.mul(loop.index, _I64(2 * BYTES)))
+        _ask(builder, wanted, pairs)
+        for part in range(2):
+            cpu_tiles.load(builder, 4 + part, builder.add(weights_here, _I64(part * BYTES)), _LINE)
+        for block in range(blocks):
+            cpu_tiles.load(builder, 6 + block, builder.add(x_here, builder.mul(stride, _I64(block))), _LINE)
+            for part in range(2):
+                dot(builder, 2 * block + part, 6 + block, 4 + part)
+    for tile, place in enumerate(places):
+        cpu_tiles.store(builder, tile, place, _LINE)
 
-    int8 and int32 sums, or bfloat16 and float32 sums. x_stride: bytes from a block to the next. Each step asks for `pairs` times two lines
-    of memory, one after the other from `ahead` on.
+
+def _multiply_by_dots(
+    builder: ir.IRBuilder, height: int, int8: bool, x: ir.Value, stride: ir.Value, weights: ir.Value, count: ir.Value, sums: ir.Value,
+    fresh: ir.Value, ahead: ir.Value, pairs: ir.Value,
+) -> None:  # fmt: skip
+    """`height` rows of a block, with int8 both their digits; sums of all stay in registers."""
+    kind, dot = (_INTS, cpu_dots.dot_int8) if int8 else (_FLOATS, cpu_dots.dot)
+    rows = [(tile, row) for tile in range(2 if int8 else 1) for row in range(height)]
+    # A chain of additions waits for each of them: with few rows, two chains side by side.
+    chains = 2 if len(rows) <= 2 else 1
+    zero = everywhere(kind, 0)
+    totals = {}
+    for tile, row in rows:
+        for part in range(2):
+            place = (tile * 2 + part) * BYTES + row * ROW_BYTES
+            before = builder.select(fresh, zero, at(builder, sums, place, kind))
+            totals[tile, row, part] = [cgutils.alloca_once_value(builder, zero if chain else before) for chain in range(chains)]
+            for variable in totals[tile, row, part][1:]:
+                builder.store(zero, variable)
+            builder.store(before, totals[tile, row, part][0])
+    wanted = cgutils.alloca_once_value(builder, ahead)
+    builder.store(ahead, wanted)
+    with cgutils.for_range(builder, count) as loop:
+        x_here = builder.add(x, builder.mul(loop.index, _I64(BYTES)))
+        weights_here = builder.add(weights, builder.mul(loop.index, _I64(2 * BYTES)))
+        _ask(builder, wanted, pairs)
+        for group in range(ROW_BYTES // 4):
+            vectors = [at(builder, weights_here, part * BYTES + group * ROW_BYTES, _INTS) for part in range(2)]
+            for tile, row in rows:
+                here = builder.add(x_here, builder.mul(stride, _I64(tile)))
+                inputs = spread(builder, at(builder, here, row * ROW_BYTES + group * 4, _I32), _INTS)
+                for part in range(2):
+                    variable = totals[tile, row, part][group % chains]
+                    builder.store(dot(builder, builder.load(variable), vectors[part], inputs), variable)
+    for tile, row in rows:
+        for part in range(2):
+            first, *others = (builder.load(variable) for variable in totals[tile, row, part])
+            for other in others:
+                first = builder.add(first, other) if int8 else builder.fadd(first, other)
+            put(builder, first, sums, (tile * 2 + part) * BYTES + row * ROW_BYTES)
+
+
+def _ask(builder: ir.IRBuilder, wanted: ir.Value, pairs: ir.Value) -> None:
+    """Ask for `pairs` times two lines of memory from the address in `wanted` on, which then lies behind them."""
+    with cgutils.for_range(builder, pairs):
+        line = builder.load(wanted)
+        for part in range(2):
+            prefetch(builder, builder.add(line, _I64(part * 64)))
+        builder.store(builder.add(line, _I64(128)), wanted)
+
+
+@intrinsic(prefer_literal=True)
+def multiply(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, rows, int8, dots):  # type: ignore[no-untyped-def]
+    """sums [tiles of rows, 2, 16 rows, 16 outputs] += x [tiles of rows, count tiles] . weights [count, 2 tiles]; from zero if `fresh`.
+
+    int8 and int32 sums, or bfloat16 and float32 sums. Up to `rows` rows are wanted: on AMX up to 32 of bfloat16, two tiles, else up to 16,
+    with int8 two tiles, their digits. x_stride: bytes from a tile of rows to the next. Each step asks for `pairs` times two lines of memory,
+    one after the other from `ahead` on.
     """
-    if not (isinstance(blocks, types.IntegerLiteral) and isinstance(int8, types.IntegerLiteral)):
+    if not (isinstance(dots, types.IntegerLiteral) and isinstance(int8, types.IntegerLiteral)):
         return None
-    num_blocks = blocks.literal_value
-    dot = cpu_tiles.dot_int8 if int8.literal_value else cpu_tiles.dot
+    few_bits, by_dots = bool(int8.literal_value), bool(dots.literal_value)
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        x_at, stride, weights_at, number, sums_at, is_fresh, ahead_at, num_pairs = arguments[:8]
-        places = [builder.add(sums_at, _I64(tile * BYTES)) for tile in range(2 * num_blocks)]
-        with builder.if_else(builder.icmp_unsigned("!=", is_fresh, _I64(0))) as (then, otherwise):
-            with then:
-                for tile in range(2 * num_blocks):
-                    cpu_tiles.clear(builder, tile)
-            with otherwise:
-                for tile, place in enumerate(places):
-                    cpu_tiles.load(builder, tile, place, _LINE)
-        wanted = cgutils.alloca_once_value(builder, ahead_at)
-        with cgutils.for_range(builder, number) as loop:
-            x_here = builder.add(x_at, builder.mul(loop.index, _I64(BYTES)))
-            weights_here = builder.add(weights_at, builder.mul(loop.index, _I64(2 * BYTES)))
-            with cgutils.for_range(builder, num_pairs):
-                line = builder.load(wanted)
-                for part in range(2):
-                    prefetch(builder, builder.add(line, _I64(part * 64)))
-                builder.store(builder.add(line, _I64(128)), wanted)
-            for part in range(2):
-                cpu_tiles.load(builder, 4 + part, builder.add(weights_here, _I64(part * BYTES)), _LINE)
-            for block in range(num_blocks):
-                cpu_tiles.load(builder, 6 + block, builder.add(x_here, builder.mul(stride, _I64(block))), _LINE)
-                for part in range(2):
-                    dot(builder, 2 * block + part, 6 + block, 4 + part)
-        for tile, place in enumerate(places):
-            cpu_tiles.store(builder, tile, place, _LINE)
+        x_at, stride, weights_at, number, sums_at, is_fresh, ahead_at, num_pairs, num_rows = arguments[:9]
+        fresh_bit = builder.icmp_unsigned("!=", is_fresh, _I64(0))
+        if not by_dots:
+            dot = cpu_tiles.dot_int8 if few_bits else cpu_tiles.dot
+            rest = (dot, x_at, stride, weights_at, number, sums_at, fresh_bit, ahead_at, num_pairs)
+            if few_bits:
+                _multiply_on_amx(builder, 2, *rest)
+                return ir.Constant(_I64, 0)
+            with builder.if_else(builder.icmp_signed(">", num_rows, _I64(COLUMNS))) as (two, one):
+                with two:
+                    _multiply_on_amx(builder, 2, *rest)
+                with one:
+                    _multiply_on_amx(builder, 1, *rest)
+            return ir.Constant(_I64, 0)
+        heights = (4, 2, 1) if few_bits else (8, 4, 2, 1)
+        most = heights[0]
+        with cgutils.for_range_slice(builder, _I64(0), num_rows, _I64(most)) as (first, _):
+            left = builder.sub(num_rows, first)
+            offset = builder.mul(first, _LINE)
+            # What comes next is asked for once.
+            asked = builder.select(builder.icmp_signed("==", first, _I64(0)), num_pairs, _I64(0))
+            rest = (
+                builder.add(x_at, offset), stride, weights_at, number, builder.add(sums_at, offset), fresh_bit, ahead_at, asked,
+            )  # fmt: skip
+            _choose(builder, heights, left, lambda height: _multiply_by_dots(builder, height, few_bits, *rest))
         return ir.Constant(_I64, 0)
 
     whole = types.int64
-    return whole(whole, whole, whole, whole, whole, whole, whole, whole, blocks, int8), code
+    return whole(whole, whole, whole, whole, whole, whole, whole, whole, whole, int8, dots), code
+
+
+def _choose(builder: ir.IRBuilder, heights: tuple[int, ...], wanted: ir.Value, emit: Any) -> None:
+    """Code for the least of `heights`, largest first, that holds `wanted`; for the largest if none does."""
+    if len(heights) == 1:
+        emit(heights[0])
+        return
+    with builder.if_else(builder.icmp_signed(">", wanted, _I64(heights[1]))) as (large, small):
+        with large:
+            emit(heights[0])
+        with small:
+            _choose(builder, heights[1:], wanted, emit)
+
+
+@intrinsic(prefer_literal=True)
+def begin(_context, address, dots):  # type: ignore[no-untyped-def]
+    """Make the unit ready in this thread: AMX has a configuration, at `address`."""
+    if not isinstance(dots, types.IntegerLiteral):
+        return None
+    by_dots = bool(dots.literal_value)
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        if not by_dots:
+            cpu_tiles.emit(builder, "ldtilecfg ($0)", arguments[0])
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, dots), code
+
+
+@intrinsic(prefer_literal=True)
+def end(_context, dots):  # type: ignore[no-untyped-def]
+    """Give the unit back."""
+    if not isinstance(dots, types.IntegerLiteral):
+        return None
+    by_dots = bool(dots.literal_value)
+
+    def code(_ctx, builder, _signature, _arguments):  # type: ignore[no-untyped-def]
+        if not by_dots:
+            cpu_tiles.emit(builder, "tilerelease")
+        return ir.Constant(_I64, 0)
+
+    return types.int64(dots), code
 
 
 @intrinsic
@@ -136,16 +256,17 @@ def _finish_gated(_context, sums, bias, out, stride, rows):  # type: ignore[no-u
 
 
 @intrinsic(prefer_literal=True)
-def _finish_digits(_context, sums, rows_scales, scales, more_scales, bias, out, stride, rows, gated):  # type: ignore[no-untyped-def]
+def _finish_digits(_context, sums, rows_scales, rows_rests, scales, more_scales, bias, out, stride, rows, gated, dots):  # type: ignore[no-untyped-def]
     """As finish or, if gated, _finish_gated, of int32 sums [2 digits, 2, 16, 16].
 
     A sum is worth (first digit * 256 + second) * the row's scale * the output's; those of the second 16 outputs begin at more_scales.
+    dots: before, a row's int32 [2] at rows_rests, which begin with that of the sums' first row, are added to its digits' sums.
     """
-    if not isinstance(gated, types.IntegerLiteral):
+    if not (isinstance(gated, types.IntegerLiteral) and isinstance(dots, types.IntegerLiteral)):
         return None
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        sums_at, rows_scales_at, *scales_at, bias_at, out_at, step, number, _ = arguments
+        sums_at, rows_scales_at, rests_at, *scales_at, bias_at, out_at, step, number, _, _ = arguments
         factors = [at(builder, place, 0, _FLOATS) for place in scales_at]
         added = [at(builder, bias_at, part * 64, _FLOATS) for part in range(2)]
         with cgutils.for_range(builder, number) as loop:
@@ -153,8 +274,13 @@ def _finish_digits(_context, sums, rows_scales, scales, more_scales, bias, out, 
             place = builder.add(out_at, builder.mul(loop.index, step))
             row_scale = spread(builder, at(builder, rows_scales_at, builder.mul(loop.index, _I64(4)), _F32), _FLOATS)
             values = []
+            rest_at = builder.add(rests_at, builder.mul(loop.index, _I64(8)))
+            rests = [spread(builder, at(builder, rest_at, digit * 4, _I32), _INTS) for digit in range(2)] if dots.literal_value else []
             for part in range(2):
-                high, low = (builder.sitofp(at(builder, row, (2 * digit + part) * BYTES, _INTS), _FLOATS) for digit in range(2))
+                whole = [at(builder, row, (2 * digit + part) * BYTES, _INTS) for digit in range(2)]
+                if rests:
+                    whole = [builder.add(total, rest) for total, rest in zip(whole, rests, strict=True)]
+                high, low = (builder.sitofp(total, _FLOATS) for total in whole)
                 total = math(builder, "fma", high, everywhere(_FLOATS, 256.0), low)
                 values.append(math(builder, "fma", total, builder.fmul(row_scale, factors[part]), added[part]))
             if gated.literal_value:
@@ -165,32 +291,40 @@ def _finish_digits(_context, sums, rows_scales, scales, more_scales, bias, out, 
         return ir.Constant(_I64, 0)
 
     whole = types.int64
-    return whole(whole, whole, whole, whole, whole, whole, whole, whole, gated), code
+    return whole(whole, whole, whole, whole, whole, whole, whole, whole, whole, gated, dots), code
 
 
-@intrinsic
-def _turn(_context, plain, stride, tile):  # type: ignore[no-untyped-def]
-    """A tile of weights [16 times 4 bytes of inputs, 16 outputs, 4 bytes] from 16 outputs' 64 bytes of inputs, `stride` bytes apart."""
+@intrinsic(prefer_literal=True)
+def _turn(_context, plain, stride, tile, flip):  # type: ignore[no-untyped-def]
+    """A tile of weights [16 times 4 bytes of inputs, 16 outputs, 4 bytes] from 16 outputs' 64 bytes of inputs, `stride` bytes apart.
+
+    All bits of an int32 that `flip` has are turned over.
+    """
+    if not isinstance(flip, types.IntegerLiteral):
+        return None
+    bits = everywhere(_INTS, flip.literal_value)
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        plain_at, step, tile_at = arguments
+        plain_at, step, tile_at, _ = arguments
         rows = [at(builder, builder.add(plain_at, builder.mul(step, _I64(row))), 0, _INTS, 2) for row in range(COLUMNS)]
         for row, value in enumerate(swapped(builder, rows)):
-            put(builder, value, tile_at, row * 64)
+            put(builder, builder.xor(value, bits), tile_at, row * 64)
         return ir.Constant(_I64, 0)
 
-    return types.int64(types.int64, types.int64, types.int64), code
+    return types.int64(types.int64, types.int64, types.int64, flip), code
 
 
-def product(int8: bool, gated: bool, cache: bool) -> Any:
+def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
     """out = x @ weights.T + bias, x, bias and out bfloat16, weights int8 or bfloat16; if gated, silu of its first half times its second.
 
-    Each thread has panels of its own, and takes those that others have left when it is done, so that a thread that another process holds up
+    By AMX, or by dots. Each thread has panels of its own, and takes those that others have left when it is done, so that a thread that another process holds up
     does not hold up the rest.
     """
     panel, chunk_steps, tile_bytes, most_panels, few_pairs, far = PANEL, CHUNK, BYTES, TOGETHER, FEW_PAIRS, AHEAD
-    depth, digits, kind = 2 * DEPTH if int8 else DEPTH, 2 if int8 else 1, int(int8)
-    is_gated, row_bytes = int(gated), ROW_BYTES
+    depth, digits, few_bits = 2 * DEPTH if int8 else DEPTH, 2 if int8 else 1, int(int8)
+    is_gated, by_dots, info_bytes = int(gated), int(dots), ROWS_INFO * ROW_BYTES
+    # Tiles of rows that are multiplied together.
+    taken = 1 if dots and not int8 else 2
 
     @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
@@ -202,34 +336,34 @@ def product(int8: bool, gated: bool, cache: bool) -> Any:
         half = outputs // 2
         out = carray(pointer(a[OUT]), (rows * outputs,), np.uint16)
         tile_rows = blocks * digits
-        pairs = (tile_rows + 1) // 2
+        pairs = (tile_rows + taken - 1) // taken
         at_once = (steps + steps // chunk_steps) // (steps // chunk_steps + 1) if pairs > 1 else steps
         # The results of a panel that outputs do not fill go before the sums.
         sums_bytes = (1 + most_panels * (tile_rows + 1) * 2) * tile_bytes
         base = (a[SCRATCH] + 63) // 64 * 64
         sums_at = base + me * sums_bytes + tile_bytes
         x_at = base + threads * sums_bytes
-        first, end = rows * me // threads, rows * (me + 1) // threads
+        first, last = rows * me // threads, rows * (me + 1) // threads
         if a[ALONE]:
-            x_at += me * (tile_rows * steps * tile_bytes + blocks * row_bytes)
-            first, end = 0, rows
+            x_at += me * (tile_rows * steps * tile_bytes + blocks * info_bytes)
+            first, last = 0, rows
         rows_scales_at = x_at + tile_rows * steps * tile_bytes
         if int8:
-            lay_out_digits(a[X], x_at, rows_scales_at, first, end, inputs, steps, blocks, at_once)
+            lay_out_digits(a[X], x_at, rows_scales_at, first, last, inputs, steps, blocks, at_once, by_dots)
         else:
-            lay_out(a[X], x_at, first, end, inputs, steps, blocks, at_once)
+            lay_out(a[X], x_at, first, last, inputs, steps, blocks, at_once)
         if not a[ALONE]:
             barrier()
-        configure(a[CONFIGURATION])
+        begin(a[CONFIGURATION], by_dots)
         added = np.zeros(panel, np.float32)
         lines = (16 + pairs - 1) // pairs
         together = 1 if pairs <= few_pairs else max(1, min(most_panels, panels // (2 * threads)))
         for turn in range(threads):
             owner = (me + turn) % threads
-            begin, end = panels * owner // threads, panels * (owner + 1) // threads
-            first = begin + fetch_add(a[COUNTERS] + owner * 64, together)
-            while first < end:
-                last = min(first + together, end)
+            lowest, highest = panels * owner // threads, panels * (owner + 1) // threads
+            first = lowest + fetch_add(a[COUNTERS] + owner * 64, together)
+            while first < highest:
+                last = min(first + together, highest)
                 for step in range(0, steps, at_once):
                     count = min(at_once, steps - step)
                     distance = far if pairs == 1 else count * 2 * tile_bytes
@@ -243,18 +377,18 @@ def product(int8: bool, gated: bool, cache: bool) -> Any:
                                 added[j] = widen(bias[output + j % 16 + j // 16 * further])
                         scales_at = a[SCALES] + output * 4
                         for pair in range(pairs):
-                            here = x_at + (step * tile_rows + 2 * pair * count) * tile_bytes
+                            here = x_at + (step * tile_rows + taken * pair * count) * tile_bytes
                             ahead = there + distance + pair * count * lines * 128
-                            slot = ((p - first) * pairs + pair) * 2 if at_once < steps else 0
+                            slot = ((p - first) * pairs + pair) * taken if at_once < steps else 0
                             into = sums_at + slot * 2 * tile_bytes
                             fresh = np.int64(step == 0)
-                            if 2 * pair + 1 < tile_rows:
-                                multiply_blocks(here, count * tile_bytes, there, count, into, fresh, ahead, lines, 2, kind)
-                            else:
-                                multiply_blocks(here, count * tile_bytes, there, count, into, fresh, ahead, lines, 1, kind)
+                            wanted = rows - taken * pair // digits * 16
+                            if by_dots:
+                                wanted = min(wanted, 16)
+                            multiply(here, count * tile_bytes, there, count, into, fresh, ahead, lines, wanted, few_bits, by_dots)
                             if step + count < steps:
                                 continue
-                            for block in range(2 * pair // digits, min(2 * (pair + 1) // digits, blocks)):
+                            for block in range(taken * pair // digits, min(taken * (pair + 1) // digits, blocks)):
                                 row = block * 16
                                 height = min(16, rows - row)
                                 stride = (half if gated else outputs) * 2
@@ -262,12 +396,15 @@ def product(int8: bool, gated: bool, cache: bool) -> Any:
                                 if width < panel:
                                     place = sums_at - tile_bytes
                                     stride = panel * 2
-                                sums = into + (block * digits - 2 * pair) * 2 * tile_bytes
+                                sums = into + (block * digits - taken * pair) * 2 * tile_bytes
                                 if int8:
                                     scale_at = rows_scales_at + row * 4
                                     more = scales_at + further * 4
+                                    rests = rows_scales_at + (blocks * 16 + row * 2) * 4
                                     where = added.ctypes.data
-                                    _finish_digits(sums, scale_at, scales_at, more, where, place, stride, height, is_gated)
+                                    _finish_digits(
+                                        sums, scale_at, rests, scales_at, more, where, place, stride, height, is_gated, by_dots
+                                    )
                                 elif gated:
                                     _finish_gated(sums, added.ctypes.data, place, stride, height)
                                 else:
@@ -277,20 +414,23 @@ def product(int8: bool, gated: bool, cache: bool) -> Any:
                                     for r in range(height):
                                         for j in range(width):
                                             out[(row + r) * outputs + output + j] = whole[r, j]
-                first = begin + fetch_add(a[COUNTERS] + owner * 64, together)
-        release()
+                first = lowest + fetch_add(a[COUNTERS] + owner * 64, together)
+        end(by_dots)
 
     return kernel
 
 
-def packer(int8: bool, gated: bool, cache: bool) -> Any:
+def packer(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
     """weights, bfloat16 or int8 [outputs, inputs], into panels. Arguments as above: X are the weights, OUT the panels.
 
-    If gated, a panel has 16 outputs of the first half and the same of the second; their number is a multiple of 32.
+    If gated, a panel has 16 outputs of the first half and the same of the second; their number is a multiple of 32. int8 for dots becomes
+    unsigned by an offset, which is the same as turning its highest bit over.
     """
     panel, tile_bytes = PANEL, BYTES
     dtype, number, depth = (np.int8, 1, 2 * DEPTH) if int8 else (np.uint16, 2, DEPTH)
     group = 4 // number
+    high_bit = np.int8(-128) if int8 and dots else dtype(0)
+    flip = 0x80808080 if int8 and dots else 0
 
     @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
     def kernel(address):  # type: ignore[no-untyped-def]
@@ -304,12 +444,13 @@ def packer(int8: bool, gated: bool, cache: bool) -> Any:
                 for step in range(steps):
                     tile_at = a[OUT] + ((p * steps + step) * 2 + part) * tile_bytes
                     if row + 16 <= outputs and (step + 1) * depth <= inputs:
-                        _turn(a[X] + (row * inputs + step * depth) * number, inputs * number, tile_at)
+                        _turn(a[X] + (row * inputs + step * depth) * number, inputs * number, tile_at, flip)
                     else:
                         tile = carray(pointer(tile_at), (16, 16, group), dtype)
                         for k in range(depth):
                             for j in range(16):
                                 known = row + j < outputs and step * depth + k < inputs
-                                tile[k // group, j, k % group] = plain[row + j, step * depth + k] if known else dtype(0)
+                                value = plain[row + j, step * depth + k] if known else dtype(0)
+                                tile[k // group, j, k % group] = value ^ high_bit
 
     return kernel

@@ -1,4 +1,5 @@
-"""Matrix products of our own on CPUs with a matrix unit (device/cpu_tiles.py), for bfloat16 activations and bfloat16 or int8 weights.
+"""Matrix products of our own for bfloat16 activations and bfloat16 or int8 weights, by AMX (device/cpu_tiles.py) or, where there is none, by
+the dot instructions of 512-bit vectors (device/cpu_dots.py).
 
 Against oneDNN's on the same bfloat16 weights: a decode step of few rows takes 0.5 to 0.6 of the time, since memory is asked for ahead and
 lies in huge pages; from 64 rows on both are alike (docs/benchmarks.md). With int8 weights, a row of activations becomes whole numbers of 16
@@ -30,9 +31,12 @@ _COUNTER = 8  # int64 from one thread's counter to the next: a cache line
 
 
 def supported() -> bool:
-    """Whether torch sees a matrix unit, and the kernel lets this process use it."""
-    ask, begin = getattr(torch.cpu, "_is_amx_tile_supported", None), getattr(torch.cpu, "_init_amx", None)
-    return ask is not None and begin is not None and bool(ask()) and bool(begin())
+    """Whether torch sees a unit that multiplies bfloat16 and int8: AMX, which the kernel must allow, or dot instructions."""
+
+    def has(*names: str) -> bool:
+        return all((ask := getattr(torch.cpu, name, None)) is not None and bool(ask()) for name in names)
+
+    return has("_is_amx_tile_supported", "_init_amx") or has("_is_avx512_bf16_supported", "_is_vnni_supported")
 
 
 class TileProducts(Compiling):
@@ -59,16 +63,17 @@ class TileProducts(Compiling):
         return self._scratch_at
 
     def build(self, cache: bool) -> bool:
-        from gpu_workers.device import cpu_tiles
+        from gpu_workers.device import cpu_dots, cpu_tiles
 
-        if not cpu_tiles.available():
+        dots = not cpu_tiles.available()
+        if dots and not cpu_dots.available():
             return False
         from gpu_workers.layers import cpu_tile_kernels as kernels
 
         self.kernels, self.configuration = kernels, cpu_tiles.configuration()
         for gated in (False, True):
-            self.products[gated] = kernels.product(self.int8, gated, cache)
-            self.packers[gated] = kernels.packer(self.int8, gated, cache)
+            self.products[gated] = kernels.product(self.int8, gated, dots, cache)
+            self.packers[gated] = kernels.packer(self.int8, gated, dots, cache)
         return True
 
 

@@ -1,4 +1,4 @@
-"""A step's rows, bfloat16, as AMX tiles: as they are, or as whole numbers of two int8 digits beside int8 weights."""
+"""A step's rows, bfloat16, as tiles: as they are, or as whole numbers of two int8 digits beside int8 weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+from gpu_workers.device.cpu_dots import OFFSET
 from gpu_workers.device.cpu_native import pointer, widen
 from gpu_workers.device.cpu_tiles import COLUMNS
 from gpu_workers.device.cpu_vectors import at, everywhere, math, put, read, spread
 
 # A row's largest number becomes LARGEST = 127 * 256, so that both digits of any fit into int8. A row of numbers below LEAST is zero.
 LARGEST, LEAST = np.float32(32512.0), np.float32(1e-30)
+# Numbers of four bytes that are kept of a row beside its digits.
+ROWS_INFO = 3
 _MAGIC = 1.5 * 2**23  # what is added to this in float32 is rounded to a whole number, which the lowest bits then are
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, COLUMNS), ir.VectorType(_I32, COLUMNS)
@@ -83,16 +86,19 @@ def _digits(_context, source, factor, high, low):  # type: ignore[no-untyped-def
 
 
 @njit(inline="always")
-def lay_out_digits(x_at, tiles_at, scales_at, first, end, inputs, steps, blocks, at_once):  # type: ignore[no-untyped-def]
-    """As lay_out, [chunk, block, 2 digits, step, 16 rows, 64 inputs], and what one is worth in each row, float32.
+def lay_out_digits(x_at, tiles_at, info_at, first, end, inputs, steps, blocks, at_once, dots):  # type: ignore[no-untyped-def]
+    """As lay_out, [chunk, block, 2 digits, step, 16 rows, 64 inputs], and info: what one is worth in each row, float32 [blocks * 16].
 
-    NaN is that worth where a row is not finite, so all its results are.
+    NaN is that worth where a row is not finite, so all its results are. Behind it, for dots, int32 [blocks * 16, 2], what is to be added
+    to a row's sums since the weights have OFFSET too much.
     """
-    scales = carray(pointer(scales_at), (end,), np.float32)
+    scales = carray(pointer(info_at), (end,), np.float32)
+    rests = carray(pointer(info_at + blocks * 64), (end, 2), np.int32)
     rest = np.zeros(64, np.uint16)
     for row in range(first, end):
         x = carray(pointer(x_at + row * inputs * 2), (inputs,), np.uint16)
         scales[row], factor = row_scale(x, inputs)
+        rests[row, 0] = rests[row, 1] = 0
         for begin in range(0, steps, at_once):
             count = min(at_once, steps - begin)
             target = tiles_at + (begin * blocks + row // 16 * count) * 2048 + row % 16 * 64
@@ -104,3 +110,11 @@ def lay_out_digits(x_at, tiles_at, scales_at, first, end, inputs, steps, blocks,
                         rest[i] = x[place * 64 + i]
                     source = rest.ctypes.data
                 _digits(source, factor, target + step * 1024, target + (count + step) * 1024)
+            if dots:
+                for digit in range(2):
+                    total = np.int32(0)
+                    for step in range(count):
+                        line = carray(pointer(target + (digit * count + step) * 1024), (64,), np.int8)
+                        for i in range(64):
+                            total += np.int32(line[i])
+                    rests[row, digit] -= total * np.int32(OFFSET)
