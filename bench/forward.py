@@ -76,7 +76,7 @@ class Forward:
             hidden = self.model.forward(torch.from_numpy(step.token_ids), torch.from_numpy(positions), self.attention)
             logits = self.model.logits(hidden[torch.from_numpy(step.query_starts[1:] - 1)])
             assert logits is not None
-            logits.argmax(dim=-1)
+            self.model.ops.most_likely(logits)
 
 
 def timed(act: Callable[[], object]) -> float:

@@ -46,7 +46,7 @@ class ModelRunner:
         self.cache = KVCache(device, spec.num_layers, num_blocks, heads.num_kv, block_size, spec.head_dim, model.dtype)
         self.attention = device.attention(spec, self.cache)
         self.batch = Batch(dimensions, block_size, spec.vocab_size)
-        self._sampler = Sampler(dimensions.rows, spec.vocab_size, dimensions.logprobs, device.torch_device)
+        self._sampler = Sampler(dimensions.rows, spec.vocab_size, dimensions.logprobs, device.torch_device, model.ops)
         self._pooler = Pooler(model, torch.from_numpy)
         self._setups = msgspec.msgpack.Decoder(list[RowSetup])
         self._token_bytes = bytes_per_block(spec.num_layers, heads.num_kv, 1, spec.head_dim, model.dtype)

@@ -2,7 +2,7 @@
 
 Its threads first norm and turn the step's queries and keys and put keys and values into the cache. Then they share two kinds of work: a
 tile of a row's queries with one KV head (prefill), and a row's single query with one KV head (decode), whose keys are cut into parts
-when rows are few. All in float32, but for CPUs with a matrix unit (cpu_tile_kernel.py), which multiply in bfloat16. Reference:
+when rows are few. All in float32, but for CPUs that multiply bfloat16 (cpu_tile_kernel.py). Reference:
 cpu_paged.py computes the same with torch; it serves while this is being compiled.
 """
 
@@ -124,10 +124,10 @@ class AttentionKernel(Compiling):
 
     def _kernel(self, cache: bool) -> Any:
         from gpu_workers.attention import cpu_attention_kernel
-        from gpu_workers.device import cpu_tiles
+        from gpu_workers.device import cpu_dots, cpu_tiles
 
-        shape = self._shape
-        if shape.dtype == torch.bfloat16 and cpu_tiles.available():
+        shape, dots = self._shape, not cpu_tiles.available()
+        if shape.dtype == torch.bfloat16 and (not dots or cpu_dots.available()):
             from gpu_workers.attention import cpu_tile_kernel
 
             if cpu_tile_kernel.serves(shape.head_dim, shape.block_size):
@@ -135,7 +135,7 @@ class AttentionKernel(Compiling):
                 self._scratch_bytes = lambda keys: cpu_tile_kernel.scratch_bytes(shape.head_dim, shape.group, keys)
                 self._configuration = cpu_tiles.configuration()
                 self._arguments[TILE_CONFIGURATION] = self._configuration.ctypes.data
-                return cpu_tile_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, cache)
+                return cpu_tile_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, dots, cache)
         self._scratch_bytes = lambda keys: cpu_attention_kernel.scratch_bytes(shape.head_dim, shape.group, self._tokens, keys)
         bf16 = shape.dtype == torch.bfloat16
         return cpu_attention_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, bf16, cache)

@@ -73,12 +73,12 @@ def scratch_bytes(dim: int, group: int, keys: int) -> int:
     return max(tiles, decode_bytes(dim, group, keys) if group == 1 else 0) + 4096
 
 
-def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: bool) -> Any:
-    """The kernel for these sizes. numba's cache lies beside this file like a .pyc, or in the user's own cache directory.
+def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bool, cache: bool) -> Any:
+    """The kernel for these sizes, by AMX or by dots. numba's cache lies beside this file like a .pyc, or in the user's own cache directory.
 
     Raises RuntimeError if it is to cache and may write to neither.
     """
-    dim, size, heads = head_dim, block_size, group
+    dim, size, heads, by_dots = head_dim, block_size, group, int(dots)
     all_heads = (group + 2) * kv_heads
     token_tile = tile_tokens(group)
     most_blocks = -(-token_tile * group // COLUMNS)
@@ -94,7 +94,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
         store_keys_values(address, me, mine, dim, heads, kv_heads, size, 1)
         if threads > 1:
             barrier()
-        configure(a[TILE_CONFIGURATION])
+        configure(a[TILE_CONFIGURATION], by_dots)
         lengths = carray(pointer(a[LENGTHS]), (rows,), np.int64)
         num_new = carray(pointer(a[NUM_NEW]), (rows,), np.int64)
         starts = carray(pointer(a[STARTS]), (rows + 1,), np.int64)
@@ -173,12 +173,13 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
                         last = position + min(count - 1, (b * lanes + lanes - 1) // heads)
                         if last < chunk:
                             continue
+                        here = used - b * lanes
                         needed = min(filled, (last + 1 - chunk + 2 * lanes - 1) // (2 * lanes) * 2)
                         for group_of in range(needed):
                             key = chunk + group_of * lanes
                             home = tables[row, min(key, end - 1) // size]
                             place = a[K_CACHE] + home * block_bytes + head * head_bytes + key % size * dim * 2
-                            score_tile(place, queries_at + b * steps * tile_bytes, scores_at + group_of * tile_bytes, steps)
+                            score_tile(place, queries_at + b * steps * tile_bytes, scores_at + group_of * tile_bytes, here, steps, by_dots)
                         earliest = position + b * lanes // heads
                         masked = earliest + 1 < chunk + needed * lanes or end < chunk + needed * lanes or chunk < begin
                         if window > 0:
@@ -190,12 +191,11 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
                                 limits[b, LOW, lane] = low - chunk
                                 limits[b, HIGH, lane] = min(end, at + 1) - chunk
                         state = states_at + b * state_size * lanes * 4
-                        soften(scores_at, needed * lanes, np.int64(masked), state, pairs_at, scale)
+                        soften(scores_at, needed * lanes, np.int64(masked), state, pairs_at, scale, here)
                         for p in range(needed // 2):
                             turn_pairs(pairs_at + p * tile_bytes, weights_at + p * tile_bytes)
-                        weigh_values(
-                            weights_at, values_at, needed // 2, state + KEPT * lanes * 4, totals_at + b * dim_tiles * tile_bytes, dim
-                        )
+                        kept, sums = state + KEPT * lanes * 4, totals_at + b * dim_tiles * tile_bytes
+                        weigh_values(weights_at, values_at, needed // 2, kept, sums, here, dim, by_dots)
                 for r in range(used):
                     b, lane = r // lanes, r % lanes
                     if item >= tile_items and split > 1:
@@ -208,7 +208,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, cache: b
                         from_totals = totals_at + b * dim_tiles * tile_bytes + lane * 64
                         finish_row(from_totals, np.float32(1.0) / states[b, SHARE, lane], a[OUT] + number * dim * 2, dim)
             start = fetch_add(a[COUNTERS], portion)
-        release()
+        release(by_dots)
         if heads == 1:
             decode_parts(address, me, mine, dim, heads, kv_heads, size, 1)
         if split > 1:

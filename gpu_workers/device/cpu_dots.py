@@ -1,17 +1,24 @@
-"""Dot products of 512-bit vectors (AVX512_BF16, AVX512_VNNI), for compiled loops: what a CPU without a matrix unit multiplies best with.
+"""Dot products of vectors (AVX512_BF16, AVX512_VNNI), for compiled loops: what a CPU without a matrix unit multiplies best with.
 
-`dot` adds to each of 16 float32 the products of two bfloat16 with two others; `dot_int8` adds to each of 16 int32 the products of four
-unsigned bytes with four signed ones. Written as inline assembly, since LLVM's own names for them differ by version.
+`dot` adds to each of 16 or 8 float32 the products of two bfloat16 with two others; `dot_int8` adds to each of 16 int32 the products of
+four unsigned bytes with four signed ones. Written as inline assembly, since LLVM's own names for them differ by version.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import llvmlite.binding
 from llvmlite import ir
+from numba.core import cgutils
+
+from gpu_workers.device.cpu_vectors import at, everywhere, put, spread
 
 # What unsigned bytes have too much that stand for int8: one is subtracted for every unit of the other operand.
 OFFSET = 128
-_FLOATS, _INTS = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_INTS = ir.VectorType(_I32, 16)
+_TILE, _ROW = 1024, 64
 
 
 def available() -> bool:
@@ -24,8 +31,8 @@ def available() -> bool:
 
 
 def dot(builder: ir.IRBuilder, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-    """total float32 [16] + sums of pairs; a and b int32 [16], bfloat16 pairs."""
-    kind = ir.FunctionType(_FLOATS, [_FLOATS, _INTS, _INTS])
+    """total float32 [16 or 8] + sums of pairs; a and b int32 of the same, bfloat16 pairs."""
+    kind = ir.FunctionType(total.type, [total.type, a.type, b.type])
     return builder.asm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [total, a, b], False)
 
 
@@ -33,3 +40,52 @@ def dot_int8(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed:
     """total int32 [16] + sums of fours; the others int32 [16], four bytes each."""
     kind = ir.FunctionType(_INTS, [_INTS] * 3)
     return builder.asm(kind, "vpdpbusd $3, $2, $0", "=v,0,v,v", [total, unsigned, signed], False)
+
+
+def multiply_tiles(
+    builder: ir.IRBuilder, rows: Sequence[tuple[ir.Value, int]], parts: int, x_step: int, vectors: ir.Value, vectors_step: int,
+    count: ir.Value, sums: ir.Value, fresh: ir.Value | None, int8: bool = False, each_step: Callable[[], None] | None = None,
+    lanes: int = 16,
+) -> None:  # fmt: skip
+    """sums[row, part] += row . part over `count` steps of 64 bytes of inputs, in the layout of tiles (cpu_tiles.py).
+
+    rows: address of a row's 64 bytes, x_step bytes apart from step to step, and where its sums lie, in bytes after `sums`. vectors: `parts`
+    tiles a step, one after the other, steps `vectors_step` bytes apart; a part's sums are a tile behind those of the part before.
+    The sums begin with zero where `fresh` (None: always). All stay in registers: rows times parts is 24 at most. lanes: 16, or 8 where
+    the other half of each part does not matter.
+    """
+    ints = ir.VectorType(_I32, lanes)
+    kind, product = (ints, dot_int8) if int8 else (ir.VectorType(ir.FloatType(), lanes), dot)
+    zero = everywhere(kind, 0)
+    # A chain of additions waits for each of them: with few rows, two chains side by side.
+    chains = 2 if len(rows) * parts <= 4 else 1
+    totals = []
+    for _, place in rows:
+        of_row = []
+        for part in range(parts):
+            before = zero
+            if fresh is not None:
+                before = builder.select(fresh, zero, at(builder, sums, place + part * _TILE, kind))
+            variables = [cgutils.alloca_once(builder, kind) for _ in range(chains)]
+            for value, variable in zip([before, zero], variables):
+                builder.store(value, variable)
+            of_row.append(variables)
+        totals.append(of_row)
+    with cgutils.for_range(builder, count) as loop:
+        here = [builder.add(address, builder.mul(loop.index, _I64(x_step))) for address, _ in rows]
+        vectors_here = builder.add(vectors, builder.mul(loop.index, _I64(vectors_step)))
+        if each_step is not None:
+            each_step()
+        for group in range(_ROW // 4):
+            operands = [at(builder, vectors_here, part * _TILE + group * _ROW, ints) for part in range(parts)]
+            for address, of_row in zip(here, totals):
+                inputs = spread(builder, at(builder, address, group * 4, _I32), ints)
+                for operand, variables in zip(operands, of_row):
+                    variable = variables[group % chains]
+                    builder.store(product(builder, builder.load(variable), operand, inputs), variable)
+    for (_, place), of_row in zip(rows, totals):
+        for part, variables in enumerate(of_row):
+            total, *others = (builder.load(variable) for variable in variables)
+            for other in others:
+                total = builder.add(total, other) if int8 else builder.fadd(total, other)
+            put(builder, total, sums, place + part * _TILE)

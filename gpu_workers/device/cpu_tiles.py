@@ -72,23 +72,31 @@ def dot_int8(builder: ir.IRBuilder, c: int, a: int, b: int) -> None:
     emit(builder, f"tdpbssd %tmm{b}, %tmm{a}, %tmm{c}")
 
 
-@intrinsic
-def configure(_context: Any, address: Any) -> Any:
-    """Take the configuration at `address`; all tiles become zero."""
+@intrinsic(prefer_literal=True)
+def configure(_context: Any, address: Any, dots: Any) -> Any:
+    """Take the configuration at `address`; all tiles become zero. Nothing if `dots`: another unit does the work (cpu_dots.py)."""
+    if not isinstance(dots, types.IntegerLiteral):
+        return None
+    needed = not dots.literal_value
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        emit(builder, "ldtilecfg ($0)", arguments[0])
+        if needed:
+            emit(builder, "ldtilecfg ($0)", arguments[0])
         return ir.Constant(_I64, 0)
 
-    return types.int64(types.int64), code
+    return types.int64(types.int64, dots), code
 
 
-@intrinsic
-def release(_context: Any) -> Any:
-    """Give the tiles back, which spares the kernel saving them."""
+@intrinsic(prefer_literal=True)
+def release(_context: Any, dots: Any) -> Any:
+    """Give the tiles back, which spares the kernel saving them. Nothing if `dots`."""
+    if not isinstance(dots, types.IntegerLiteral):
+        return None
+    needed = not dots.literal_value
 
     def code(_ctx, builder, _signature, _arguments):  # type: ignore[no-untyped-def]
-        emit(builder, "tilerelease")
+        if needed:
+            emit(builder, "tilerelease")
         return ir.Constant(_I64, 0)
 
-    return types.int64(), code
+    return types.int64(dots), code

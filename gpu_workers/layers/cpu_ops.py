@@ -15,6 +15,8 @@ from gpu_workers.layers.ops import Ops
 
 # Below this many elements the calling thread does it alone: waking the others costs more.
 WORTH_THREADS = 2**16
+# The same for a search: it comes after the last product, when the other threads may sleep already.
+WORTH_SEARCHING = 2**20
 
 
 class CPUOps(Compiling, Ops):
@@ -27,6 +29,7 @@ class CPUOps(Compiling, Ops):
         self._norm: Any = None
         self._add_norm: Any = None
         self._gated: Any = None
+        self._argmax: dict[torch.dtype, Any] = {}
         if dtype in (torch.float32, torch.bfloat16):
             self.start()
 
@@ -50,6 +53,16 @@ class CPUOps(Compiling, Ops):
         self._launch(self._gated, rows * width)
         return out
 
+    def most_likely(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        if not self.ready or logits.dtype not in self._argmax or not logits.is_contiguous():
+            return super().most_likely(logits)
+        ids, top = np.empty(logits.shape[0], np.int64), np.empty(logits.shape[0], np.float32)
+        a = self._arguments
+        a[0], a[1], a[3], a[4], a[5] = logits.data_ptr(), ids.ctypes.data, top.ctypes.data, *logits.shape
+        a[6] = threads = self._threads if logits.numel() >= WORTH_SEARCHING else 1
+        self._argmax[logits.dtype](threads)
+        return ids, top
+
     def _normed(self, kernel: Any, x: torch.Tensor, delta: torch.Tensor, scale: float, weight: torch.Tensor, eps: float) -> torch.Tensor:
         out = torch.empty_like(x)
         a = self._arguments
@@ -66,9 +79,12 @@ class CPUOps(Compiling, Ops):
 
     def build(self, cache: bool) -> bool:
         from gpu_workers.device.cpu_native import launcher
-        from gpu_workers.layers.cpu_ops_kernels import norm, silu_gated
+        from gpu_workers.layers.cpu_ops_kernels import argmax, norm, silu_gated
 
         bf16 = self._dtype == torch.bfloat16
         kernels = norm(bf16, False, cache), norm(bf16, True, cache), silu_gated(bf16, cache)
         self._norm, self._add_norm, self._gated = (launcher(kernel, self._arguments) for kernel in kernels)
+        # Logits that something was done to are float32.
+        for dtype in {self._dtype, torch.float32}:
+            self._argmax[dtype] = launcher(argmax(dtype == torch.bfloat16, cache), self._arguments)
         return True

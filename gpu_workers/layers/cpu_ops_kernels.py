@@ -99,3 +99,73 @@ def silu_gated(bf16: bool, cache: bool) -> Any:
                 out[i] = narrow(value) if bf16 else value
 
     return kernel
+
+
+@intrinsic(prefer_literal=True)
+def _largest_lanes(_context, numbers, count, state, bf16):  # type: ignore[no-untyped-def]
+    """Of every 16th of `count` numbers, a multiple of 16, from each of the first 16 on: the largest, and the first place that has it.
+
+    numbers: address of float32, or bfloat16 if bf16. state: address of float32 [16] and int32 [16] for the results. Returns whether there
+    is a NaN.
+    """
+    if not isinstance(bf16, types.IntegerLiteral):
+        return None
+    narrow, size = bool(bf16.literal_value), 2 if bf16.literal_value else 4
+    whole, floats = ir.VectorType(ir.IntType(32), _LANES), ir.VectorType(ir.FloatType(), _LANES)
+    flags = ir.VectorType(ir.IntType(1), _LANES)
+
+    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        numbers_at, number, state_at = arguments[:3]
+        places = ir.Constant(whole, list(range(_LANES)))
+        best, found, broken = (cgutils.alloca_once(builder, kind) for kind in (floats, whole, flags))
+        builder.store(vectors.everywhere(floats, float("-inf")), best)
+        builder.store(places, found)
+        builder.store(vectors.everywhere(flags, 0), broken)
+        with cgutils.for_range_slice(builder, _I64(0), number, _I64(_LANES)) as (index, _):
+            value = vectors.read(builder, numbers_at, builder.mul(index, _I64(size)), _LANES, narrow)
+            here = builder.add(vectors.spread(builder, builder.trunc(index, ir.IntType(32)), whole), places)
+            larger = builder.fcmp_ordered(">", value, builder.load(best))
+            builder.store(builder.select(larger, value, builder.load(best)), best)
+            builder.store(builder.select(larger, here, builder.load(found)), found)
+            builder.store(builder.or_(builder.load(broken), builder.fcmp_unordered("uno", value, value)), broken)
+        vectors.put(builder, builder.load(best), state_at, 0)
+        vectors.put(builder, builder.load(found), state_at, _LANES * 4)
+        bits = builder.bitcast(builder.load(broken), ir.IntType(_LANES))
+        return builder.zext(builder.icmp_unsigned("!=", bits, ir.IntType(_LANES)(0)), _I64)
+
+    return types.int64(types.int64, types.int64, types.int64, bf16), code
+
+
+def argmax(bf16: bool, cache: bool) -> Any:
+    """Each row's largest number and its lowest place. Arguments: x, int64 places, 0, float32 largest, rows, width, threads.
+
+    The largest of a row with a NaN is NaN; its place and that of a row of nothing but -inf mean nothing.
+    """
+    dtype, size, is_bf16, lanes = np.uint16 if bf16 else np.float32, 2 if bf16 else 4, int(bf16), _LANES
+
+    @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
+    def kernel(address):  # type: ignore[no-untyped-def]
+        a = carray(address, (16,), np.int64)
+        rows, width, threads, me = a[4], a[5], a[6], thread_number()
+        places, largest = carray(pointer(a[1]), (rows,), np.int64), carray(pointer(a[3]), (rows,), np.float32)
+        state = np.empty(2 * lanes, np.int32)
+        tops = state[:lanes].view(np.float32)
+        whole = width // lanes * lanes
+        for row in range(rows * me // threads, rows * (me + 1) // threads):
+            x_at = a[0] + row * width * size
+            x = carray(pointer(x_at), (width,), dtype)
+            broken = _largest_lanes(x_at, whole, state.ctypes.data, is_bf16) != 0
+            top, place = np.float32(-np.inf), np.int64(0)
+            if whole:
+                top, place = tops[0], np.int64(state[lanes])
+                for lane in range(1, lanes):
+                    if tops[lane] > top or (tops[lane] == top and state[lanes + lane] < place):
+                        top, place = tops[lane], np.int64(state[lanes + lane])
+            for i in range(whole, width):
+                value = widen(x[i]) if bf16 else x[i]
+                broken = broken or np.isnan(value)
+                if value > top:
+                    top, place = value, i
+            places[row], largest[row] = place, np.float32(np.nan) if broken else top
+
+    return kernel

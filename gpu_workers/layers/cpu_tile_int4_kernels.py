@@ -14,7 +14,7 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS
+from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, configure, release
 from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put
 from gpu_workers.layers.cpu_linear_kernels import (
     ALONE,
@@ -34,7 +34,7 @@ from gpu_workers.layers.cpu_linear_kernels import (
     X,
 )
 from gpu_workers.layers.cpu_linear_vectors import GROUP, GROUP_BYTES, NIBBLES, PANEL, WORDS, fetch_add
-from gpu_workers.layers.cpu_tile_kernels import begin, end, finish, multiply
+from gpu_workers.layers.cpu_tile_kernels import finish, multiply
 from gpu_workers.layers.cpu_tile_rows import lay_out
 
 # Steps of GROUP inputs that are widened together, and bytes that are asked for ahead of what is widened.
@@ -111,7 +111,7 @@ def product(cache: bool) -> Any:
         else:
             lay_out(a[X], x_at, rows * me // threads, rows * (me + 1) // threads, inputs, steps, blocks, at_once)
             barrier()
-        begin(a[CONFIGURATION], 0)
+        configure(a[CONFIGURATION], 0)
         sums = carray(pointer(sums_at), (blocks, 2, 16, 16), np.float32)
         added = np.zeros(panel, np.float32)
         portion = a[PORTION]
@@ -143,6 +143,6 @@ def product(cache: bool) -> Any:
                                 value = sums[block, j // 16, r, j % 16] + added[j]
                                 out[(block * 16 + r) * outputs + p * panel + j] = narrow(value)
             first = fetch_add(a[NEXT], portion)
-        end(0)
+        release(0)
 
     return kernel

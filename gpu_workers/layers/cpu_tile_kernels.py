@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from gpu_workers.device import cpu_dots, cpu_tiles
 from gpu_workers.device.cpu_native import barrier, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROW_BYTES
+from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROW_BYTES, configure, release
 from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put, silu_times, spread, swapped, write
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
 from gpu_workers.layers.cpu_tile_rows import ROWS_INFO, lay_out, lay_out_digits
@@ -71,7 +71,8 @@ def _multiply_on_amx(
         with otherwise:
             for tile, place in enumerate(places):
                 cpu_tiles.load(builder, tile, place, _LINE)
-    wanted = cgutils.alloca_once_value(builder, ahead)
+    wanted = cgutils.alloca_once(builder, _I64)
+    builder.store(ahead, wanted)
     with cgutils.for_range(builder, count) as loop:
         x_here = builder.add(x, builder.mul(loop.index, _I64(BYTES)))
         weights_here = builder.add(weights, builder.mul(loop.index, _I64(2 * BYTES)))
@@ -87,44 +88,30 @@ def _multiply_on_amx(
 
 
 def _multiply_by_dots(
-    builder: ir.IRBuilder, height: int, int8: bool, x: ir.Value, stride: ir.Value, weights: ir.Value, count: ir.Value, sums: ir.Value,
-    fresh: ir.Value, ahead: ir.Value, pairs: ir.Value,
+    builder: ir.IRBuilder, int8: bool, x: ir.Value, stride: ir.Value, weights: ir.Value, count: ir.Value, sums: ir.Value, fresh: ir.Value,
+    ahead: ir.Value, pairs: ir.Value, rows: ir.Value,
 ) -> None:  # fmt: skip
-    """`height` rows of a block, with int8 both their digits; sums of all stay in registers."""
-    kind, dot = (_INTS, cpu_dots.dot_int8) if int8 else (_FLOATS, cpu_dots.dot)
-    rows = [(tile, row) for tile in range(2 if int8 else 1) for row in range(height)]
-    # A chain of additions waits for each of them: with few rows, two chains side by side.
-    chains = 2 if len(rows) <= 2 else 1
-    zero = everywhere(kind, 0)
-    totals = {}
-    for tile, row in rows:
-        for part in range(2):
-            place = (tile * 2 + part) * BYTES + row * ROW_BYTES
-            before = builder.select(fresh, zero, at(builder, sums, place, kind))
-            totals[tile, row, part] = [cgutils.alloca_once_value(builder, zero if chain else before) for chain in range(chains)]
-            for variable in totals[tile, row, part][1:]:
-                builder.store(zero, variable)
-            builder.store(before, totals[tile, row, part][0])
-    wanted = cgutils.alloca_once_value(builder, ahead)
-    builder.store(ahead, wanted)
-    with cgutils.for_range(builder, count) as loop:
-        x_here = builder.add(x, builder.mul(loop.index, _I64(BYTES)))
-        weights_here = builder.add(weights, builder.mul(loop.index, _I64(2 * BYTES)))
-        _ask(builder, wanted, pairs)
-        for group in range(ROW_BYTES // 4):
-            vectors = [at(builder, weights_here, part * BYTES + group * ROW_BYTES, _INTS) for part in range(2)]
-            for tile, row in rows:
-                here = builder.add(x_here, builder.mul(stride, _I64(tile)))
-                inputs = spread(builder, at(builder, here, row * ROW_BYTES + group * 4, _I32), _INTS)
-                for part in range(2):
-                    variable = totals[tile, row, part][group % chains]
-                    builder.store(dot(builder, builder.load(variable), vectors[part], inputs), variable)
-    for tile, row in rows:
-        for part in range(2):
-            first, *others = (builder.load(variable) for variable in totals[tile, row, part])
-            for other in others:
-                first = builder.add(first, other) if int8 else builder.fadd(first, other)
-            put(builder, first, sums, (tile * 2 + part) * BYTES + row * ROW_BYTES)
+    """Up to 8 rows at a time, with int8 4 rows and both their digits: so many sums stay in registers."""
+    tiles, heights = (2, (4, 2, 1)) if int8 else (1, (8, 4, 2, 1))
+    wanted = cgutils.alloca_once(builder, _I64)
+    with cgutils.for_range_slice(builder, _I64(0), rows, _I64(heights[0])) as (first, _):
+        offset = builder.mul(first, _LINE)
+        x_here, sums_here = builder.add(x, offset), builder.add(sums, offset)
+        # What comes next is asked for once.
+        asked = builder.select(builder.icmp_signed("==", first, _I64(0)), pairs, _I64(0))
+        builder.store(ahead, wanted)
+
+        def some(height: int) -> None:
+            rows_of = []
+            for tile in range(tiles):
+                tile_at = builder.add(x_here, builder.mul(stride, _I64(tile)))
+                for row in range(0, height * ROW_BYTES, ROW_BYTES):
+                    rows_of.append((builder.add(tile_at, _I64(row)), tile * 2 * BYTES + row))
+            cpu_dots.multiply_tiles(
+                builder, rows_of, 2, BYTES, weights, 2 * BYTES, count, sums_here, fresh, int8, lambda: _ask(builder, wanted, asked)
+            )
+
+        _choose(builder, heights, builder.sub(rows, first), some)
 
 
 def _ask(builder: ir.IRBuilder, wanted: ir.Value, pairs: ir.Value) -> None:
@@ -137,11 +124,13 @@ def _ask(builder: ir.IRBuilder, wanted: ir.Value, pairs: ir.Value) -> None:
 
 
 @intrinsic(prefer_literal=True)
-def multiply(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, rows, int8, dots):  # type: ignore[no-untyped-def]
+def multiply(  # type: ignore[no-untyped-def]
+    _context, x, x_stride, weights, count, sums, fresh, ahead, pairs, rows, int8, dots
+):  # fmt: skip
     """sums [tiles of rows, 2, 16 rows, 16 outputs] += x [tiles of rows, count tiles] . weights [count, 2 tiles]; from zero if `fresh`.
 
     int8 and int32 sums, or bfloat16 and float32 sums. Up to `rows` rows are wanted: on AMX up to 32 of bfloat16, two tiles, else up to 16,
-    with int8 two tiles, their digits. x_stride: bytes from a tile of rows to the next. Each step asks for `pairs` times two lines of memory,
+    with int8 two tiles, their digits. x_stride: bytes from a tile of rows to the next. Each step asks for `pairs` times two lines,
     one after the other from `ahead` on.
     """
     if not (isinstance(dots, types.IntegerLiteral) and isinstance(int8, types.IntegerLiteral)):
@@ -163,17 +152,8 @@ def multiply(_context, x, x_stride, weights, count, sums, fresh, ahead, pairs, r
                 with one:
                     _multiply_on_amx(builder, 1, *rest)
             return ir.Constant(_I64, 0)
-        heights = (4, 2, 1) if few_bits else (8, 4, 2, 1)
-        most = heights[0]
-        with cgutils.for_range_slice(builder, _I64(0), num_rows, _I64(most)) as (first, _):
-            left = builder.sub(num_rows, first)
-            offset = builder.mul(first, _LINE)
-            # What comes next is asked for once.
-            asked = builder.select(builder.icmp_signed("==", first, _I64(0)), num_pairs, _I64(0))
-            rest = (
-                builder.add(x_at, offset), stride, weights_at, number, builder.add(sums_at, offset), fresh_bit, ahead_at, asked,
-            )  # fmt: skip
-            _choose(builder, heights, left, lambda height: _multiply_by_dots(builder, height, few_bits, *rest))
+        rest = (few_bits, x_at, stride, weights_at, number, sums_at, fresh_bit, ahead_at, num_pairs, num_rows)
+        _multiply_by_dots(builder, *rest)
         return ir.Constant(_I64, 0)
 
     whole = types.int64
@@ -190,36 +170,6 @@ def _choose(builder: ir.IRBuilder, heights: tuple[int, ...], wanted: ir.Value, e
             emit(heights[0])
         with small:
             _choose(builder, heights[1:], wanted, emit)
-
-
-@intrinsic(prefer_literal=True)
-def begin(_context, address, dots):  # type: ignore[no-untyped-def]
-    """Make the unit ready in this thread: AMX has a configuration, at `address`."""
-    if not isinstance(dots, types.IntegerLiteral):
-        return None
-    by_dots = bool(dots.literal_value)
-
-    def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        if not by_dots:
-            cpu_tiles.emit(builder, "ldtilecfg ($0)", arguments[0])
-        return ir.Constant(_I64, 0)
-
-    return types.int64(types.int64, dots), code
-
-
-@intrinsic(prefer_literal=True)
-def end(_context, dots):  # type: ignore[no-untyped-def]
-    """Give the unit back."""
-    if not isinstance(dots, types.IntegerLiteral):
-        return None
-    by_dots = bool(dots.literal_value)
-
-    def code(_ctx, builder, _signature, _arguments):  # type: ignore[no-untyped-def]
-        if not by_dots:
-            cpu_tiles.emit(builder, "tilerelease")
-        return ir.Constant(_I64, 0)
-
-    return types.int64(dots), code
 
 
 @intrinsic
@@ -256,7 +206,9 @@ def _finish_gated(_context, sums, bias, out, stride, rows):  # type: ignore[no-u
 
 
 @intrinsic(prefer_literal=True)
-def _finish_digits(_context, sums, rows_scales, rows_rests, scales, more_scales, bias, out, stride, rows, gated, dots):  # type: ignore[no-untyped-def]
+def _finish_digits(  # type: ignore[no-untyped-def]
+    _context, sums, rows_scales, rows_rests, scales, more_scales, bias, out, stride, rows, gated, dots
+):  # fmt: skip
     """As finish or, if gated, _finish_gated, of int32 sums [2 digits, 2, 16, 16].
 
     A sum is worth (first digit * 256 + second) * the row's scale * the output's; those of the second 16 outputs begin at more_scales.
@@ -317,7 +269,8 @@ def _turn(_context, plain, stride, tile, flip):  # type: ignore[no-untyped-def]
 def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
     """out = x @ weights.T + bias, x, bias and out bfloat16, weights int8 or bfloat16; if gated, silu of its first half times its second.
 
-    By AMX, or by dots. Each thread has panels of its own, and takes those that others have left when it is done, so that a thread that another process holds up
+    By AMX, or by dots. Each thread has panels of its own, and takes those that others have left when it is done, so that a thread that
+    another process holds up
     does not hold up the rest.
     """
     panel, chunk_steps, tile_bytes, most_panels, few_pairs, far = PANEL, CHUNK, BYTES, TOGETHER, FEW_PAIRS, AHEAD
@@ -343,27 +296,27 @@ def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
         base = (a[SCRATCH] + 63) // 64 * 64
         sums_at = base + me * sums_bytes + tile_bytes
         x_at = base + threads * sums_bytes
-        first, last = rows * me // threads, rows * (me + 1) // threads
+        first, end = rows * me // threads, rows * (me + 1) // threads
         if a[ALONE]:
             x_at += me * (tile_rows * steps * tile_bytes + blocks * info_bytes)
-            first, last = 0, rows
+            first, end = 0, rows
         rows_scales_at = x_at + tile_rows * steps * tile_bytes
         if int8:
-            lay_out_digits(a[X], x_at, rows_scales_at, first, last, inputs, steps, blocks, at_once, by_dots)
+            lay_out_digits(a[X], x_at, rows_scales_at, first, end, inputs, steps, blocks, at_once, by_dots)
         else:
-            lay_out(a[X], x_at, first, last, inputs, steps, blocks, at_once)
+            lay_out(a[X], x_at, first, end, inputs, steps, blocks, at_once)
         if not a[ALONE]:
             barrier()
-        begin(a[CONFIGURATION], by_dots)
+        configure(a[CONFIGURATION], by_dots)
         added = np.zeros(panel, np.float32)
         lines = (16 + pairs - 1) // pairs
         together = 1 if pairs <= few_pairs else max(1, min(most_panels, panels // (2 * threads)))
         for turn in range(threads):
             owner = (me + turn) % threads
-            lowest, highest = panels * owner // threads, panels * (owner + 1) // threads
-            first = lowest + fetch_add(a[COUNTERS] + owner * 64, together)
-            while first < highest:
-                last = min(first + together, highest)
+            begin, end = panels * owner // threads, panels * (owner + 1) // threads
+            first = begin + fetch_add(a[COUNTERS] + owner * 64, together)
+            while first < end:
+                last = min(first + together, end)
                 for step in range(0, steps, at_once):
                     count = min(at_once, steps - step)
                     distance = far if pairs == 1 else count * 2 * tile_bytes
@@ -402,9 +355,7 @@ def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
                                     more = scales_at + further * 4
                                     rests = rows_scales_at + (blocks * 16 + row * 2) * 4
                                     where = added.ctypes.data
-                                    _finish_digits(
-                                        sums, scale_at, rests, scales_at, more, where, place, stride, height, is_gated, by_dots
-                                    )
+                                    _finish_digits(sums, scale_at, rests, scales_at, more, where, place, stride, height, is_gated, by_dots)
                                 elif gated:
                                     _finish_gated(sums, added.ctypes.data, place, stride, height)
                                 else:
@@ -414,8 +365,8 @@ def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
                                     for r in range(height):
                                         for j in range(width):
                                             out[(row + r) * outputs + output + j] = whole[r, j]
-                first = lowest + fetch_add(a[COUNTERS] + owner * 64, together)
-        end(by_dots)
+                first = begin + fetch_add(a[COUNTERS] + owner * 64, together)
+        release(by_dots)
 
     return kernel
 

@@ -159,11 +159,17 @@ class DecoderLayer:
         self.attention.process(device)
         self.mlp.process(device)
 
-    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """x [T, hidden], changed in place and returned."""
-        attended = self.attention(self._ops.rms_norm(x, self._attention_norm, self._eps), attention)
-        normed = self._ops.add_rms_norm(x, attended, self._scale, self._mlp_norm, self._eps)
-        return x.add_(self.mlp(normed), alpha=self._scale)
+    def __call__(self, x: torch.Tensor, delta: torch.Tensor | None, attention: Attention) -> torch.Tensor:
+        """x [T, hidden] gets, in place, what the layer before left to add (delta; None: nothing) and this one's attention.
+
+        Returns what is still to be added, so that adding and the norm after it are one operation.
+        """
+        if delta is None:
+            normed = self._ops.rms_norm(x, self._attention_norm, self._eps)
+        else:
+            normed = self._ops.add_rms_norm(x, delta, self._scale, self._attention_norm, self._eps)
+        attended = self.attention(normed, attention)
+        return self.mlp(self._ops.add_rms_norm(x, attended, self._scale, self._mlp_norm, self._eps))
 
 
 class Decoder:
@@ -177,8 +183,8 @@ class Decoder:
     ) -> None:
         self.spec, self.dtype = spec, dtype
         self.size = (0, 0)  # elements and bytes of this rank's parameters, set when they are loaded
-        self._ops = device.ops(dtype)
-        build = Build(spec, ranks, dtype, device.torch_device, self._ops, quantization)
+        self.ops = device.ops(dtype)
+        build = Build(spec, ranks, dtype, device.torch_device, self.ops, quantization)
         self.heads = Heads.of(spec, ranks)
         self._ranks = ranks
         self._rotary = Rotary(spec.rotary, max_length, dtype, device.torch_device)
@@ -212,13 +218,14 @@ class Decoder:
         if self.spec.embedding_scale != 1.0:
             x.mul_(self.spec.embedding_scale)
         attention.begin(self._rotary, positions)
+        delta = None
         for layer in self._layers:
-            x = layer(x, attention)
-        return x
+            delta = layer(x, delta, attention)
+        return x if delta is None else x.add_(delta, alpha=self.spec.residual_scale)
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, hidden] as the head sees it, and as the vectors of texts are made of it."""
-        return self._ops.rms_norm(hidden, self._final_norm, self.spec.norm_eps)
+        return self.ops.rms_norm(hidden, self._final_norm, self.spec.norm_eps)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """hidden [n, hidden] to logits [n, vocab_size] in the model's dtype on rank 0; None on the others."""

@@ -12,7 +12,7 @@ from gpu_workers.attention import HeadNorms
 from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.batch import StepInputs
-from gpu_workers.device import cpu_tiles
+from gpu_workers.device import cpu_dots, cpu_tiles
 from gpu_workers.device.base import AttentionShape
 from gpu_workers.device.cpu import CPUDevice
 from gpu_workers.kv_cache import KVCache
@@ -86,10 +86,11 @@ def made_step(rows: list[tuple[int, int]], block_size: int) -> StepInputs:
 SHAPES = {
     "grouped bfloat16": {"dim": 64, "group": 7, "kv_heads": 2, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
     "odd float32": {"dim": 20, "group": 1, "kv_heads": 3, "block_size": 5, "dtype": torch.float32, "turned": 12, "window": 7},
-    # On AMX tiles where the CPU has them: one tile, more tiles of sums than registers, more heads than a block has rows.
+    # On tiles, by AMX or dots where the CPU has them: one tile, more tiles of sums than registers, more heads than a block has rows.
     "tiles": {"dim": 64, "group": 7, "kv_heads": 2, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
     "wide tiles": {"dim": 96, "group": 20, "kv_heads": 1, "block_size": 32, "dtype": torch.bfloat16, "turned": 48, "window": 7},
 }
+SHAPES |= {name.replace("tiles", "dots"): shape for name, shape in SHAPES.items() if "tiles" in name}
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -101,6 +102,10 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
                 pytest.skip("this CPU has no matrix unit")
         else:
             patch.setattr(cpu_tiles, "available", lambda: False)
+            if "dots" not in request.param:
+                patch.setattr(cpu_dots, "available", lambda: False)
+            elif not cpu_dots.available():
+                pytest.skip("this CPU has no dot products of bfloat16")
         made = Case(**SHAPES[request.param])
         assert made.kernel.wait(110)
     torch.set_num_threads(2)

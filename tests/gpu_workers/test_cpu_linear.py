@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 import torch
 
+from gpu_workers.device import cpu_dots, cpu_tiles
 from gpu_workers.layers import cpu_linear
 from gpu_workers.layers.cpu_linear import FORMATS, PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_tile_linear import TileLinear, TileProducts, supported
@@ -111,12 +112,16 @@ def test_rounding_error_is_half_a_step() -> None:
         assert ((few.restored(torch.float32) - weight).abs() <= steps * (0.51 if bits == 8 else 1.04)).all()
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "int8"])
+@pytest.fixture(scope="module", params=["bfloat16 amx", "bfloat16 dots", "int8 amx", "int8 dots"])
 def tiles(request: pytest.FixtureRequest) -> Iterator[TileProducts]:
-    if not supported():
-        pytest.skip("this CPU has no matrix unit")
-    made = TileProducts(request.param == "int8", 2)
-    assert made.wait(110)
+    dtype, unit = request.param.split()
+    if not supported() or not {"amx": cpu_tiles, "dots": cpu_dots}[unit].available():
+        pytest.skip(f"this CPU has no {unit} for bfloat16 and int8")
+    with pytest.MonkeyPatch.context() as patch:
+        if unit == "dots":
+            patch.setattr(cpu_tiles, "available", lambda: False)
+        made = TileProducts(dtype == "int8", 2)
+        assert made.wait(110)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield made
