@@ -132,7 +132,9 @@ class AttentionKernel(Compiling):
 
             if cpu_tile_kernel.serves(shape.head_dim, shape.block_size):
                 self._tokens = cpu_tile_kernel.tile_tokens(shape.group)
-                self._scratch_bytes = lambda keys: cpu_tile_kernel.scratch_bytes(shape.head_dim, shape.group, keys)
+                self._scratch_bytes = lambda keys: cpu_tile_kernel.scratch_bytes(
+                    shape.head_dim, shape.group, shape.kv_heads, shape.block_size, keys
+                )
                 self._configuration = cpu_tiles.configuration()
                 self._arguments[TILE_CONFIGURATION] = self._configuration.ctypes.data
                 return cpu_tile_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, dots, cache)

@@ -1,8 +1,8 @@
-"""The numba source of attention on AMX tiles, for bfloat16 (cpu_attention.py says what it computes).
+"""The numba source of attention on tiles, by AMX or dots, for bfloat16 (cpu_attention.py says what it computes).
 
 Imported only by the thread that compiles it. Work is one kind: up to MOST_ROWS query rows (tokens times heads of a group) of one row and KV
 head, in blocks of 16, against a range of keys, KEYS at a time, with a running softmax. A decoding row is such a block with one token; if a
-group has one head only, a tile would hold 15 rows of nothing, and decoding is left to vectors (cpu_attention_decode.py).
+group has one head only, a tile would hold 15 rows of nothing, and decoding is done without them (cpu_dots_decode.py).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from gpu_workers.attention.cpu_attention import (
     V_CACHE,
     WINDOW,
 )
-from gpu_workers.attention.cpu_attention_decode import decode_bytes, decode_parts
 from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
+from gpu_workers.attention.cpu_dots_decode import decode_by_dots, decode_bytes, heads_together
 from gpu_workers.attention.cpu_tile_vectors import finish_row, pair_values, score_tile, soften, turn_pairs, turn_queries, weigh_values
 from gpu_workers.device.cpu_native import as_float, ask_for, barrier, pointer, signature, thread_number
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, configure, release
@@ -65,12 +65,12 @@ def tile_tokens(group: int) -> int:
     return max(1, min(TILE_TOKENS, MOST_ROWS // group))
 
 
-def scratch_bytes(dim: int, group: int, keys: int) -> int:
+def scratch_bytes(dim: int, group: int, kv_heads: int, size: int, keys: int) -> int:
     """What one thread needs, for parts of `keys` keys."""
     blocks = -(-tile_tokens(group) * group // COLUMNS)
     block = dim * COLUMNS * (2 + 4) + STATE * COLUMNS * 4
     tiles = blocks * block + KEYS * (COLUMNS * (4 + 2 + 2) + dim * 2)
-    return max(tiles, decode_bytes(dim, group, keys) if group == 1 else 0) + 4096
+    return max(tiles, decode_bytes(dim, kv_heads, size, keys) if group == 1 else 0) + 4096
 
 
 def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bool, cache: bool) -> Any:
@@ -79,7 +79,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bo
     Raises RuntimeError if it is to cache and may write to neither.
     """
     dim, size, heads, by_dots = head_dim, block_size, group, int(dots)
-    all_heads = (group + 2) * kv_heads
+    all_heads, together = (group + 2) * kv_heads, heads_together(dim, kv_heads, size)
     token_tile = tile_tokens(group)
     most_blocks = -(-token_tile * group // COLUMNS)
     lanes, tile_bytes, keys_at_once, state_size = COLUMNS, BYTES, KEYS, STATE
@@ -210,7 +210,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bo
             start = fetch_add(a[COUNTERS], portion)
         release(by_dots)
         if heads == 1:
-            decode_parts(address, me, mine, dim, heads, kv_heads, size, 1)
+            decode_by_dots(address, mine, dim, kv_heads, size, together)
         if split > 1:
             barrier()
             merge_parts(address, me, mine, dim, heads, kv_heads, True)

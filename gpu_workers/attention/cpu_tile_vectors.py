@@ -30,7 +30,7 @@ _SUMS = 4
 _DOT_ROWS, _DOT_TILES = 8, 2
 
 
-def _exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+def exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """e to the x for x <= 0, relative error below 4e-6, far below the bfloat16 it becomes; as cpu_native.exponential."""
     kind = x.type
     whole = ir.VectorType(_I32, kind.count)
@@ -130,7 +130,7 @@ def soften(_context, scores, count, masked, state, pairs, scale, used):  # type:
                 for chain, slot in enumerate(totals):
                     key = builder.add(index, _I64(chain))
                     value = math(builder, "fma", at(builder, scores_at, builder.mul(key, _LINE), floats), scales, away)
-                    weight = seen(key, _exponential(builder, value), everywhere(floats, 0.0))
+                    weight = seen(key, exponential(builder, value), everywhere(floats, 0.0))
                     builder.store(builder.fadd(weight, builder.load(slot)), slot)
                     weights.append(builder.add(builder.bitcast(weight, ints), everywhere(ints, 0x8000)))
                 for chain in range(0, _CHAINS, 2):
@@ -140,7 +140,7 @@ def soften(_context, scores, count, masked, state, pairs, scale, used):  # type:
                     put(builder, builder.or_(even, odd), pairs_at, place)
             parts = [builder.load(slot) for slot in totals]
             total = builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
-            kept = _exponential(builder, builder.fsub(before, largest))
+            kept = exponential(builder, builder.fsub(before, largest))
             put(builder, largest, state_at, 2 * 64)
             put(builder, math(builder, "fma", share, kept, total), state_at, 3 * 64)
             put(builder, kept, state_at, 4 * 64)

@@ -8,6 +8,10 @@ import time
 
 log = logging.getLogger(__name__)
 
+# One builds at a time. numba compiles no faster otherwise, and its modules import one another in circles: of two threads that begin at
+# different ends each would get half of a module, since Python gives up waiting where waiting would never end.
+_BUILDING = threading.Lock()
+
 
 class Compiling:
     """What a subclass builds is there once `ready` is True; until then, and where it cannot be built, torch computes the same."""
@@ -35,10 +39,11 @@ class Compiling:
     def _compile(self) -> None:
         began = time.monotonic()
         try:
-            try:
-                ready = self.build(True)
-            except RuntimeError:  # numba found no directory that it may write to
-                ready = self.build(False)
+            with _BUILDING:
+                try:
+                    ready = self.build(True)
+                except RuntimeError:  # numba found no directory that it may write to
+                    ready = self.build(False)
         except Exception as error:
             # Whatever numba or a missing libgomp may raise.
             log.warning("%s stay with torch: %s: %s", self._what, type(error).__name__, error)

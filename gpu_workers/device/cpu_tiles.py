@@ -27,9 +27,9 @@ _I64 = ir.IntType(64)
 
 
 def available() -> bool:
-    """Whether this CPU multiplies bfloat16 and int8 tiles, beside 512-bit vectors, and the kernel lets this process do so."""
+    """Whether this CPU multiplies bfloat16 and int8 tiles, beside the vectors of cpu_dots.py, and the kernel lets this process do so."""
     features = llvmlite.binding.get_host_cpu_features()
-    wanted = ("amx-tile", "amx-bf16", "amx-int8", "avx512f", "avx512bw")
+    wanted = ("amx-tile", "amx-bf16", "amx-int8", "avx512f", "avx512bw", "avx512vl", "avx512bf16")
     if sys.platform != "linux" or not all(features.get(name) for name in wanted):
         return False
     llvmlite.binding.initialize_native_asmparser()

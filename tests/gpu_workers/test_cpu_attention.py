@@ -89,6 +89,7 @@ SHAPES = {
     # On tiles, by AMX or dots where the CPU has them: one tile, more tiles of sums than registers, more heads than a block has rows.
     "tiles": {"dim": 64, "group": 7, "kv_heads": 2, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
     "wide tiles": {"dim": 96, "group": 20, "kv_heads": 1, "block_size": 32, "dtype": torch.bfloat16, "turned": 48, "window": 7},
+    "single tiles": {"dim": 64, "group": 1, "kv_heads": 3, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
 }
 SHAPES |= {name.replace("tiles", "dots"): shape for name, shape in SHAPES.items() if "tiles" in name}
 
