@@ -12,7 +12,7 @@ import torch
 from gpu_workers.layers.cpu_linear import PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
 assert "numba" not in sys.modules
-kernels = [CPUOps(torch.float32, 1), PanelProducts({"int8"}, torch.float32, 1), CPUOps(torch.bfloat16, 1), PanelProducts({"int4"}, torch.bfloat16, 1)]
+kernels = [kind for dtype in (torch.float32, torch.bfloat16) for kind in (CPUOps(dtype, 1), PanelProducts({"int8"}, dtype, 1))]
 assert [each.wait(100) for each in kernels] == [True] * 4
 """
 
