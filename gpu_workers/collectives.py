@@ -91,7 +91,7 @@ def join(rank: int, size: int, backend: str, rendezvous: str) -> Collectives:
         return GlooCollectives(rank, size, f"{rendezvous}.gloo")
     from gpu_workers import nccl
 
-    return nccl.join(rank, size, nccl.id_of(meet(rank, size, rendezvous, nccl.new_id)))
+    return nccl.join(rank, size, meet(rank, size, rendezvous, nccl.new_id))
 
 
 def who_is_silent(records: Sequence[I64], now_ns: int) -> str:

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 
 from gpu_workers.collectives import Collectives
+from ipc.errors import ConfigError
 
 _DTYPES = {
-    torch.bfloat16: ("NCCL_BFLOAT16", 9),  # the number of nccl.h, for CuPy versions without the name
-    torch.float16: ("NCCL_FLOAT16", 6),
-    torch.float32: ("NCCL_FLOAT32", 7),
-    torch.int32: ("NCCL_INT32", 2),
-    torch.int64: ("NCCL_INT64", 4),
+    torch.bfloat16: "NCCL_BFLOAT16",
+    torch.float16: "NCCL_FLOAT16",
+    torch.float32: "NCCL_FLOAT32",
+    torch.int32: "NCCL_INT32",
+    torch.int64: "NCCL_INT64",
 }
 
 
 class NCCLCollectives(Collectives):
-    """unique_id: rank 0's `nccl.get_unique_id()`, the same on every rank. stream: the raw handle of the stream to launch on now."""
+    """unique_id: rank 0's `new_id()`, the same on every rank. stream: the raw handle of the stream to launch on now."""
 
     def __init__(self, rank: int, size: int, nccl: Any, unique_id: Any, stream: Callable[[], int]) -> None:
         self.rank, self.size = rank, size
@@ -47,25 +48,22 @@ class NCCLCollectives(Collectives):
         self._comm.abort()
 
     def _dtype(self, x: torch.Tensor) -> int:
-        name, number = _DTYPES[x.dtype]
-        return int(getattr(self._nccl, name, number))
+        return int(getattr(self._nccl, _DTYPES[x.dtype]))
 
 
-def join(rank: int, size: int, unique_id: Any) -> NCCLCollectives:
-    """Rank `rank` of a group whose ranks all have this id; blocks until they have joined."""
-    from cupy.cuda import nccl
-
-    return NCCLCollectives(rank, size, nccl, unique_id, lambda: torch.cuda.current_stream().cuda_stream)
+def join(rank: int, size: int, unique_id: bytes) -> NCCLCollectives:
+    """Rank `rank` of a group whose ranks all have this id; blocks until they have joined. Raises ConfigError without NCCL."""
+    return NCCLCollectives(rank, size, _binding(), unique_id, lambda: torch.cuda.current_stream().cuda_stream)
 
 
 def new_id() -> bytes:
-    """An id for a new group, made by its rank 0."""
+    """An id for a new group, made by its rank 0. Raises ConfigError without NCCL."""
+    return bytes(_binding().get_unique_id())
+
+
+def _binding() -> Any:
     from cupy.cuda import nccl
 
-    # A tuple of C chars.
-    return bytes(value & 0xFF for value in nccl.get_unique_id())
-
-
-def id_of(raw: bytes) -> tuple[int, ...]:
-    """The id as NCCL's binding takes it."""
-    return tuple(value - 256 if value > 127 else value for value in raw)
+    if not nccl.available:
+        raise ConfigError("--tensor-parallel-size: CuPy finds no NCCL, over which GPUs talk; pip install nvidia-nccl-cu13")
+    return nccl

@@ -17,12 +17,13 @@ import pytest
 import torch
 import zmq
 
+from gpu_workers import nccl
 from gpu_workers.collectives import Collectives, join, who_is_silent
 from gpu_workers.meeting import meet
-from gpu_workers.nccl import NCCLCollectives, id_of, new_id
+from gpu_workers.nccl import NCCLCollectives, new_id
 from gpu_workers.worker import Worker
 from ipc.arena import STATUS_WORDS, Stat
-from ipc.errors import QuireError
+from ipc.errors import ConfigError, QuireError
 
 SIZES = {2: (4, torch.int32), 9: (2, torch.bfloat16), 7: (4, torch.float32)}
 
@@ -30,7 +31,7 @@ SIZES = {2: (4, torch.int32), 9: (2, torch.bfloat16), 7: (4, torch.float32)}
 class Communicators:
     """As much of cupy.cuda.nccl as is used, for ranks that are threads of this process; memory is the host's."""
 
-    NCCL_SUM, NCCL_INT32, NCCL_FLOAT32 = 0, 2, 7
+    NCCL_SUM, NCCL_INT32, NCCL_FLOAT32, NCCL_BFLOAT16 = 0, 2, 7, 9
 
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size, timeout=20)
@@ -39,7 +40,7 @@ class Communicators:
         self.aborted: list[int] = []
 
     def NcclCommunicator(self, size: int, unique_id: Any, rank: int) -> Any:
-        assert unique_id == "the id"
+        assert unique_id == b"the id"
         return SimpleNamespace(
             allReduce=lambda send, receive, count, dtype, op, stream: self._exchange(
                 rank, send, receive, count, dtype, stream, lambda parts: torch.stack(parts).sum(0)
@@ -86,7 +87,7 @@ def test_ranks_talk_over_the_communicator() -> None:
     fake = Communicators(3)
 
     def work(rank: int) -> list[Any]:
-        ranks = NCCLCollectives(rank, 3, fake, "the id", lambda: 41)
+        ranks = NCCLCollectives(rank, 3, fake, b"the id", lambda: 41)
         total = ranks.all_reduce(torch.full((2, 5), float(rank + 1), dtype=torch.bfloat16))
         columns = ranks.gather_columns(torch.arange(4.0).view(2, 2) + 10 * rank)
         token = ranks.broadcast(torch.tensor([rank + 7], dtype=torch.int32))
@@ -148,14 +149,31 @@ def test_who_makes_no_sense_or_goes_again_is_missing(tmp_path: Path) -> None:
         assert not stranger.poll(0)
 
 
-def test_an_id_passes_through_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy gives it as C chars, which are negative from 128 on."""
-    raw = tuple(range(-64, 64))
-    binding = SimpleNamespace(get_unique_id=lambda: raw)
+def test_ranks_of_gpus_get_the_id_that_the_binding_gave_the_first_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As bytes, which CuPy's communicator insists on."""
+    made, given = bytes(range(100, 228)), {}
+
+    class Communicator:
+        def __init__(self, size: int, unique_id: bytes, rank: int) -> None:
+            assert size == 2
+            given[rank] = unique_id
+
+    fake_binding(monkeypatch, available=True, get_unique_id=lambda: made, NcclCommunicator=Communicator)
+    in_threads(2, lambda rank: join(rank, 2, "nccl", str(tmp_path / "ranks-7")))
+    assert given == {0: made, 1: made} and all(type(each) is bytes for each in given.values())
+
+
+def test_without_nccl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_binding(monkeypatch, available=False)
+    for call in (new_id, lambda: nccl.join(0, 2, b"")):
+        with pytest.raises(ConfigError, match=r"--tensor-parallel-size: CuPy finds no NCCL.*nvidia-nccl-cu13"):
+            call()
+
+
+def fake_binding(monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
+    binding = SimpleNamespace(**names)
     for name, module in (("cupy", SimpleNamespace(cuda=SimpleNamespace(nccl=binding))), ("cupy.cuda", SimpleNamespace(nccl=binding))):
         monkeypatch.setitem(sys.modules, name, module)
-    assert len(new_id()) == 128
-    assert id_of(new_id()) == raw
 
 
 @pytest.mark.parametrize(
