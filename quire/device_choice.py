@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 from typing import Any, Literal
 
@@ -10,6 +11,9 @@ from ipc.errors import ConfigError
 
 NO_GPU = "no NVIDIA GPU found; running on the CPU"
 WITHOUT = "or use --device cpu to run without it"
+SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # of a driver; the last one is WSL's
+DEVICE_FILES = "/dev/nvidia[0-9]*"
+LIBRARY = "libcuda.so.1"
 NO_DEVICE = 100  # the driver's CUDA_ERROR_NO_DEVICE
 NEEDED_CUDA = 13_000  # as the driver writes CUDA 13.0
 
@@ -37,12 +41,17 @@ def count_gpus() -> int:
 
     Raises ConfigError when the driver cannot be used.
     """
-    if not (os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")):
+    if not any(map(os.path.exists, SIGNS)):
         return 0
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0  # as in a container that was started without the GPU
+        driver = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        if not glob.glob(DEVICE_FILES):
+            return 0  # as in a container that was started without the GPU
+        raise ConfigError(
+            f"there is an NVIDIA GPU, but the driver's library cannot be loaded ({error}): install it (in a container: "
+            f"NVIDIA_DRIVER_CAPABILITIES=compute,utility), {WITHOUT}"
+        ) from None
     return ask(driver)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -72,6 +73,23 @@ def test_a_gpu_that_cannot_be_used_is_an_error(driver: Driver, message: str, mon
     for device in ("auto", "cuda"):
         with pytest.raises(ConfigError, match=message):
             device_choice.choose(device)
+    assert device_choice.choose("cpu") == ("cpu", "")
+
+
+@pytest.mark.parametrize("files", [0, 1])
+def test_a_driver_without_its_library(files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU where there is no device file of one; where there is, it is no case for the CPU unless that was asked for."""
+    (tmp_path / "version").touch()
+    for number in range(files):
+        (tmp_path / f"nvidia{number}").touch()
+    monkeypatch.setattr(device_choice, "SIGNS", (str(tmp_path / "version"),))
+    monkeypatch.setattr(device_choice, "DEVICE_FILES", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.setattr(device_choice, "LIBRARY", "libcuda-is-not-here.so.1")
+    if not files:
+        assert device_choice.choose("auto") == ("cpu", device_choice.NO_GPU)
+        return
+    with pytest.raises(ConfigError, match=r"there is an NVIDIA GPU, but .*libcuda-is-not-here.*--device cpu"):
+        device_choice.choose("auto")
     assert device_choice.choose("cpu") == ("cpu", "")
 
 
