@@ -7,8 +7,10 @@ import random
 import statistics
 import tempfile
 import time
+import warnings
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,8 +99,12 @@ def _decode(part: Part, player: Player, model: Model, rows: list[Row], context: 
     began = time.perf_counter()
     host = _steps(player, rows, tokens)
     seconds = (time.perf_counter() - began) / tokens
-    figures: dict[str, float] = {"step_ms": 1e3 * seconds, "tok_s": len(rows) / seconds, "host_us": 1e6 * host}
+    with waits() as waited:
+        _steps(player, rows, 2)
+    figures: dict[str, float] = {"step_ms": 1e3 * seconds, "tok_s": len(rows) / seconds, "host_us": 1e6 * host, "host_waits": len(waited)}
     name = f"steps {len(rows)} x {context}"
+    if waited:
+        part.fault(f"{name}: the host waits for the device: {waited[0]}")
     if part.ceilings and not part.dry:
         figures["of_limit_%"] = 100 * decode_seconds(Machine(**part.ceilings), len(rows), context + tokens // 2, model) / seconds
     part.record(name, **figures)
@@ -121,6 +127,23 @@ def _decode(part: Part, player: Player, model: Model, rows: list[Row], context: 
                 launches=len(intervals) / profiled)  # fmt: skip
     for kernel, (count, spent) in list(by_kernel(intervals).items())[:KERNELS_SHOWN]:
         part.record(f"{name}: {kernel[:48]}", us_per_step=spent / profiled, per_step=count / profiled, share=spent / busy)
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """What torch does within the context that makes the host wait for the device, in its own words; there when the context has ended."""
+    found: list[str] = []
+    if not torch.cuda.is_available():
+        yield found
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            found += [f"{each.filename}:{each.lineno}" for each in caught if "synchronizing CUDA operation" in str(each.message)]
 
 
 def _steps(player: Player, rows: list[Row], count: int) -> float:

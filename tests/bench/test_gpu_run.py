@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +177,16 @@ def test_busy_time_and_gaps() -> None:
     busy, gaps = steps.busy_and_gaps([(20.0, 30.0, "b"), (0.0, 10.0, "a"), (5.0, 12.0, "copy"), (21.0, 22.0, "a"), (30.5, 31.0, "b")])
     assert busy == pytest.approx(22.5) and gaps == pytest.approx([8.0, 0.5])
     assert steps.by_kernel([(0.0, 1.0, "a"), (0.0, 5.0, "b"), (7.0, 8.0, "a")]) == {"b": (1, 5.0), "a": (2, 2.0)}
+
+
+def test_a_host_that_waits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with steps.waits() as waited:
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:150.)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert len(waited) == 1 and "test_gpu_run.py" in waited[0] and modes == ["warn", "default"]
 
 
 def test_ceilings_are_the_best_seen_and_need_both() -> None:
