@@ -18,6 +18,7 @@ class Case:
     """run launches on tensors that are there already; error compares what the last run left with the reference (0 where it must be equal).
 
     outputs: filled with NaN or -7 before the run that is checked, so that what is not written shows.
+    comparable: how many of the outputs, from the first on, are the same on every machine: scratch is not.
     moved, flops: bytes that must be read or written at least, and operations of the tensor cores.
     """
 
@@ -28,6 +29,7 @@ class Case:
     outputs: tuple[torch.Tensor, ...]
     moved: int = 0
     flops: int = 0
+    comparable: int = 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bench.gpu.part import Part, run
 
 NEEDED = ("pytest", "pytest_timeout", "hypothesis", "msgspec", "zmq")
 NONE_COLLECTED = 5
-FOLDERS = ("tests/gpu", "tests/cuda_on_cpu", "tests/gpu", "tests/gpu_workers", "tests/processes", "tests/quire")
+FOLDERS = ("tests/gpu", "tests/cuda_on_cpu", "tests/gpu_workers", "tests/processes", "tests/quire")
 
 
 def main(part: Part) -> None:

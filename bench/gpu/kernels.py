@@ -1,4 +1,6 @@
-"""Kernels compiled or found, checked against float64 on this device, then timed against their floors; the cases are in *_cases.py."""
+"""Kernels compiled or found, checked against float64 on this device and against what the emulator gave, then timed against their floors.
+
+The cases are in *_cases.py."""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from bench.gpu import emulated
 from bench.gpu.case import Builders, Case, Inputs, poison
 from bench.gpu.part import Part
 from bench.gpu.timing import Timer
@@ -48,9 +51,9 @@ def check_and_time(part: Part, cases: Cases) -> None:
 def on_device(part: Part) -> Iterator[None]:
     """Within it launchers run on a stream of the GPU, for which all cubins are made first, or in the emulator."""
     if part.dry:
-        from tests.cuda_on_cpu.emulator import emulated
+        from tests.cuda_on_cpu import emulator
 
-        with emulated():
+        with emulator.emulated():
             yield
         return
     build(part)
@@ -114,6 +117,8 @@ def _error_of(part: Part, builder: partial[Case], timer: Timer | None = None) ->
         error = case.error()
         if not error <= case.tolerance:
             part.fault(f"{name}: error {error:.3g}, at most {case.tolerance:g} is right")
+        if timer is None and not part.dry:
+            _compare(part, case)
         if timer:
             part.record(name, **against_floor(case.moved, case.flops, timer.seconds(case.run), part.ceilings), error=error)
     except Exception as failure:
@@ -122,6 +127,15 @@ def _error_of(part: Part, builder: partial[Case], timer: Timer | None = None) ->
             torch.cuda.synchronize()  # raises again after an illegal access
         return None
     return error / case.tolerance if case.tolerance else error
+
+
+def _compare(part: Part, case: Case) -> None:
+    """With what the emulator gave: where it differs, one of the two does not do what the other does."""
+    saved = emulated.saved().get(case.name)
+    if saved is None:
+        part.fault(f"{case.name}: not among the emulator's saved outputs; run python -m bench.gpu.emulated")
+    elif not (apart := emulated.difference(case, saved)) <= 1:
+        part.fault(f"{case.name}: differs from the emulator's output, by {apart:.3g} times what rounding explains")
 
 
 def against_floor(moved: int, flops: int, seconds: float, ceilings: dict[str, float]) -> dict[str, object]:
