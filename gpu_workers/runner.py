@@ -67,7 +67,9 @@ class ModelRunner:
         target = self._device.torch_device
         ids, positions = (torch.from_numpy(column).to(target) for column in (step.token_ids, step.positions))
         hidden = self._model.forward(ids, positions, self.attention)
-        return Begun(step, hidden, self._logits(step, hidden))
+        logits = self._logits(step, hidden)
+        self._device.end_step()
+        return Begun(step, hidden, logits)
 
     @torch.inference_mode()
     def finish(self, begun: Begun, result: ResultColumns, done: Callable[[], None]) -> None:

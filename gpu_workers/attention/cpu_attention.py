@@ -56,10 +56,12 @@ class AttentionKernel(Compiling):
         """Prepare what is the same for all layers of this step."""
         shape, a = self._shape, self._arguments
         pairs = int((step.num_new * step.seq_lens).sum()) * shape.kv_heads * shape.group * shape.head_dim
-        threads = self._used = 1 if pairs < WORTH_THREADS else min(self._threads, torch.get_num_threads())
+        most = 1 if pairs < WORTH_THREADS else self._threads
+        threads = self._used = min(most, torch.get_num_threads())
         tile_row, tile_first = self._tiles(step)
         decode_row = np.flatnonzero(step.num_new == 1)
-        split, first, end = self._parts(step.seq_lens[decode_row], threads)
+        # Cut as for all threads, also where fewer do it: results do not depend on how many there are.
+        split, first, end = self._parts(step.seq_lens[decode_row], most)
         columns = {
             POSITIONS: step.positions, SLOTS: step.slots, LENGTHS: step.seq_lens, NUM_NEW: step.num_new,
             STARTS: step.query_starts, TILE_ROW: tile_row, TILE_FIRST: tile_first, DECODE_ROW: decode_row, PART_FIRST: first, PART_END: end,

@@ -52,6 +52,10 @@ class Device(Protocol):
         """
         ...
 
+    def end_step(self) -> None:
+        """Called after it, when its logits are there or on their way."""
+        ...
+
     def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:
         """Bytes this worker may give to KV blocks, now that the weights are loaded; None decides by what is free."""
         ...

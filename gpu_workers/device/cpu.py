@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runner, Serving
 from gpu_workers.device.compiling import Compiling
+from gpu_workers.device.thread_choice import ThreadChoice
 from gpu_workers.kv_cache import bytes_per_block
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
@@ -41,9 +43,7 @@ KV_SHARE_OF_FREE = 0.25
 PACK_FOR_ROWS = 64
 # Up to so many rows of a float32 weight of up to so many elements, torch's default product wins (measured: 4 against 13 us).
 FEW_ROWS = 4
-# A step that one core does in less than this stays on the calling thread. Its dozens of small products would each wait for the other
-# threads to wake; where frontend and scheduler want the same cores, that made a 1 ms step one of 15 ms (measured).
-WORTH_THREADS_SECONDS = 0.003
+# What one core does about, from which a step's time on it is guessed (thread_choice.py).
 CORE_FLOPS = 150e9
 CORE_BANDWIDTH = 11e9
 SMALL_WEIGHT = 2**20
@@ -67,6 +67,7 @@ class CPUDevice:
         self._panels: PanelProducts | None = None
         self._tiles: TileProducts | None = None
         self._quantization = config.model.quantization
+        self._choice, self._began = ThreadChoice(self.threads), 0.0
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
 
@@ -80,7 +81,13 @@ class CPUDevice:
 
     def begin_step(self, num_tokens: int, num_weights: int, num_bytes: int) -> None:
         alone = max(2 * num_tokens * num_weights / CORE_FLOPS, num_bytes / CORE_BANDWIDTH)
-        torch.set_num_threads(1 if alone < WORTH_THREADS_SECONDS else self.threads)
+        torch.set_num_threads(self._choice.choose(alone))
+        self._began = time.perf_counter()
+
+    def end_step(self) -> None:
+        if self.num_workers == 1:
+            # With several workers a step's time is that of the slowest.
+            self._choice.took(time.perf_counter() - self._began)
 
     def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:
         if wanted is not None:

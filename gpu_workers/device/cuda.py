@@ -55,6 +55,9 @@ class CUDADevice:
     def begin_step(self, num_tokens: int, num_weights: int, num_bytes: int) -> None:
         pass
 
+    def end_step(self) -> None:
+        pass
+
     def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:
         self._wait_for_kernels()
         if wanted is not None:
