@@ -21,7 +21,7 @@ from frontend.tool_parsers import TOOL_PARSERS
 from frontend.tools import Tools
 from ipc.config import ServerConfig
 from ipc.errors import ConfigError
-from ipc.grammar import StructuredOutputsParams
+from ipc.grammar import RESPONSE_FORMAT, StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,22 @@ class AnswerFormats:
         text = tool_grammar.after_reasoning(given.to_grammar(), split.reasoning, self.added.get)
         if text is None:
             return dataclasses.replace(split, opened=False), given
-        return split, StructuredOutputsParams(grammar=text)
+        return split, StructuredOutputsParams(grammar=text, blame=given.blame)
+
+    def answer_or_calls(
+        self, tools: Tools, split: Splitting | None, given: StructuredOutputsParams | None
+    ) -> StructuredOutputsParams | None:
+        """The constraint of an answer that may call instead of keeping to `given`, OpenAI's response_format, which is about text only.
+
+        None: it is another constraint, there are no tools, or calls in the model's format cannot be told from text.
+        """
+        if given is None or given.blame != RESPONSE_FORMAT or split is None or split.tools is None:
+            return None
+        if tools.choice == "required":
+            return self.constraint(tools, split)
+        schemas, grammar = self._binding(tools), given.to_grammar()
+        text = tool_grammar.answer_or_calls(grammar, split.tools, schemas, tools.parallel, split.reasoning, split.opened, self.added.get)
+        return None if text is None else StructuredOutputsParams(grammar=text, blame=given.blame)
 
     def constraint(self, tools: Tools, split: Splitting | None) -> StructuredOutputsParams | None:
         """The grammar of the answer: whenever a call is forced, and where schemas bind calls that are not."""
@@ -109,16 +124,17 @@ class AnswerFormats:
             return None
         if tools.choice == "required":
             text = tool_grammar.forced(split.tools, tools.schemas, tools.parallel, split.reasoning, split.opened, self.added.get)
-            return StructuredOutputsParams(grammar=text)
+            return StructuredOutputsParams(grammar=text, blame="tools")
         if self.schemas == "always" or tools.strict:
-            loose = (
-                tools.schemas
-                if self.schemas == "always"
-                else {name: schema if name in tools.strict else {} for name, schema in tools.schemas.items()}
-            )
-            found = tool_grammar.lazy(split.tools, loose, tools.parallel, split.reasoning, self.added.get)
-            return StructuredOutputsParams(grammar=found) if found is not None else None
+            found = tool_grammar.lazy(split.tools, self._binding(tools), tools.parallel, split.reasoning, self.added.get)
+            return StructuredOutputsParams(grammar=found, blame="tools") if found is not None else None
         return None
+
+    def _binding(self, tools: Tools) -> Mapping[str, Mapping[str, Any]]:
+        """The schemas of calls that the model is free to make: those of strict tools, and any object for others."""
+        if self.schemas == "always":
+            return tools.schemas
+        return {name: schema if name in tools.strict else {} for name, schema in tools.schemas.items()}
 
 
 def _choose(

@@ -53,8 +53,12 @@ async def prepare(
     formats = client.preparer.formats
     continued = body.messages[-1].text() if body.continue_final_message else None
     splitting = formats.splitting(tools, text, continued, body.include_reasoning is not False)
-    splitting, given = formats.with_constraint(splitting, params.structured_outputs)
-    params = _constrained(params, given, formats.constraint(tools, splitting))
+    constraint = formats.answer_or_calls(tools, splitting, params.structured_outputs)
+    if constraint is not None:
+        params = msgspec.structs.replace(params, structured_outputs=constraint)
+    else:
+        splitting, given = formats.with_constraint(splitting, params.structured_outputs)
+        params = _constrained(params, given, formats.constraint(tools, splitting))
     return await client.preparer.prepare(
         ids,
         params,

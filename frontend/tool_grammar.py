@@ -46,14 +46,28 @@ def forced(
     tools: of `forced_format`. opened: the prompt ends inside of reasoning.
     """
     rules = _Rules(tools, schemas, token_id)
-    more = MAX_CALLS - 1 if parallel else 0
-    begin, end, between = rules.section()
-    body = f"{begin} one_call " + (f"({between} one_call){{0,{more}}} " if more else "") + end
-    lead = ""
-    if reasoning is not None and reasoning.begin:
-        thoughts = rules.up_to("thoughts", reasoning.end) + r" /\s{0,4}/"
-        lead = thoughts + " " if opened else f"({rules.marker(reasoning.begin)} {thoughts})? "
-    return f"start: {lead}{body}\n{rules.text}"
+    return f"start: {rules.lead(reasoning, opened)}{rules.all_calls(parallel)}\n{rules.text}"
+
+
+def answer_or_calls(
+    given: Grammar,
+    tools: ToolFormat | None,
+    schemas: Mapping[str, Mapping[str, Any]],
+    parallel: bool,
+    reasoning: ReasoningFormat | None,
+    opened: bool,
+    token_id: TokenId,
+) -> str | None:
+    """The grammar of an answer that keeps to a JSON schema, or makes calls instead, and reasoning before either where the model reasons.
+
+    None where `given` is no JSON schema, or calls are not JSON after a marker: bare ones begin as a document does, and llguidance's
+    lexer, being greedy, would go on with the longer of the two.
+    """
+    if given.kind != GrammarKind.JSON_SCHEMA or tools is None or tools.bare or forced_format(tools) is not tools:
+        return None
+    rules = _Rules(tools, schemas, token_id)
+    lead = rules.lead(reasoning, opened)
+    return f"start: {lead}(answer | calls)\nanswer: {_answer(given)}\ncalls: {rules.all_calls(parallel)}\n{rules.text}"
 
 
 def lazy(
@@ -85,14 +99,17 @@ def after_reasoning(given: Grammar, reasoning: ReasoningFormat, token_id: TokenI
     """The grammar of an answer that goes on reasoning, ends that, and then keeps to a JSON schema; None for other kinds of grammar."""
     if given.kind != GrammarKind.JSON_SCHEMA:
         return None
+    rules = _Rules(FALLBACK, {}, token_id)
+    return f"start: {rules.lead(reasoning, opened=True)}answer\nanswer: {_answer(given)}\n{rules.text}"
+
+
+def _answer(given: Grammar) -> str:
+    """A document of the schema, as the one that is asked for alone has to be."""
     schema = json.loads(given.text)
     options: dict[str, Any] = {"lenient": False, "coerce_one_of": False, "whitespace_flexible": given.whitespace == "*"}
     if given.whitespace not in ("", "*"):
         options["whitespace_pattern"] = given.whitespace
-    rules = _Rules(FALLBACK, {}, token_id)
-    thoughts = rules.up_to("thoughts", reasoning.end)
-    whole = {**({} if schema is True else schema), "x-guidance": options}
-    return f"start: {thoughts} /\\s{{0,4}}/ answer\nanswer: %json {_json(whole)}\n{rules.text}"
+    return f"%json {_json({**({} if schema is True else schema), 'x-guidance': options})}"
 
 
 class _Rules:
@@ -126,6 +143,19 @@ class _Rules:
             return f"{rule} {self.marker(end)}"
         self._rules.append(f"{rule}[suffix={_quoted(end)}]: {_TEXT}")
         return rule
+
+    def lead(self, reasoning: ReasoningFormat | None, opened: bool) -> str:
+        """Reasoning, where the model reasons: it goes on with what the prompt has opened, or may begin."""
+        if reasoning is None or not reasoning.begin:
+            return ""
+        thoughts = self.up_to("thoughts", reasoning.end) + r" /\s{0,4}/"
+        return thoughts + " " if opened else f"({self.marker(reasoning.begin)} {thoughts})? "
+
+    def all_calls(self, parallel: bool) -> str:
+        """One call or more, with all that belongs around them."""
+        more = MAX_CALLS - 1 if parallel else 0
+        begin, end, between = self.section()
+        return f"{begin} one_call " + (f"({between} one_call){{0,{more}}} " if more else "") + end
 
     def section(self) -> tuple[str, str, str]:
         """What stands before all calls, after them, and between two."""

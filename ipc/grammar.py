@@ -10,6 +10,8 @@ import msgspec
 from ipc.errors import InvalidRequestError
 
 FIELD = "structured_outputs"
+# The one that speaks of an answer's text only, and not of the calls that may come instead.
+RESPONSE_FORMAT = "response_format"
 MAX_CHOICES = 10_000
 MAX_WHITESPACE_PATTERN = 256
 # Names of what compiles grammars and computes masks; there is one, under its own name and vLLM's.

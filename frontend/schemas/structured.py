@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from frontend.http_errors import not_supported
 from ipc.errors import InvalidRequestError
-from ipc.grammar import FIELD, StructuredOutputsParams, check_backend
+from ipc.grammar import FIELD, RESPONSE_FORMAT, StructuredOutputsParams, check_backend
 
 if TYPE_CHECKING:
     from frontend.schemas.generation import GenerationRequest
 
-FORMAT = "response_format"
 # A client's field: the engine's.
 OLD_NAMES = {
     "guided_json": "json",
@@ -70,22 +69,23 @@ def _response_format(given: dict[str, Any] | None) -> StructuredOutputsParams | 
         case "text":
             return None
         case "json_object":
-            return StructuredOutputsParams(json_object=True, blame=FORMAT)
+            return StructuredOutputsParams(json_object=True, blame=RESPONSE_FORMAT)
         case "json_schema":
             inner = given.get("json_schema")
             if not isinstance(inner, dict):
-                raise InvalidRequestError("response_format of type json_schema needs an object json_schema", FORMAT)
+                raise InvalidRequestError("response_format of type json_schema needs an object json_schema", RESPONSE_FORMAT)
             schema = inner.get("schema")
             if not isinstance(schema, dict):
-                raise InvalidRequestError("response_format.json_schema needs an object schema", FORMAT)
-            return StructuredOutputsParams(json=schema, blame=FORMAT)
+                raise InvalidRequestError("response_format.json_schema needs an object schema", RESPONSE_FORMAT)
+            return StructuredOutputsParams(json=schema, blame=RESPONSE_FORMAT)
         case "structural_tag":
-            return StructuredOutputsParams(structural_tag={name: given[name] for name in given if name != "type"}, blame=FORMAT)
+            return StructuredOutputsParams(structural_tag={name: given[name] for name in given if name != "type"}, blame=RESPONSE_FORMAT)
         case None:
-            raise InvalidRequestError("response_format needs a type: text, json_object, json_schema or structural_tag", FORMAT)
+            raise InvalidRequestError("response_format needs a type: text, json_object, json_schema or structural_tag", RESPONSE_FORMAT)
         case other:
             raise not_supported(
-                f"response_format of type {other!r:.40} is not known; there are text, json_object, json_schema and structural_tag", FORMAT
+                f"response_format of type {other!r:.40} is not known; there are text, json_object, json_schema and structural_tag",
+                RESPONSE_FORMAT,
             )
 
 

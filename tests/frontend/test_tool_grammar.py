@@ -122,6 +122,35 @@ def test_a_schema_is_kept_after_reasoning() -> None:
     assert tool_grammar.after_reasoning(StructuredOutputsParams(regex="a").to_grammar(), THINK, token_id) is None
 
 
+@pytest.mark.parametrize("name", [name for name in FORCED if not TOOL_PARSERS[name].bare])
+@pytest.mark.parametrize("opened", [None, False, True])
+def test_a_document_or_calls(name: str, opened: bool | None) -> None:
+    """opened: whether the prompt ends inside of reasoning; None: the model does not reason."""
+    form, thoughts = TOOL_PARSERS[name], None if opened is None else THINK
+    given, schema = StructuredOutputsParams(json=SCHEMAS["f"]).to_grammar(), SCHEMAS["g.h-1"]
+    grammar = tool_grammar.answer_or_calls(given, form, {"g.h-1": schema}, True, thoughts, bool(opened), token_id)
+    assert grammar is not None
+    split = Splitting(form, thoughts, {"g.h-1": schema}, bool(opened))
+    documents = calls = 0
+    for seed in range(16):
+        if (answer := walk(grammar, seed)) is None:
+            continue
+        message = split.split(answer)
+        if message.calls:
+            assert message.content is None, answer
+            calls += 1
+        else:
+            jsonschema.validate(json.loads(message.content or ""), SCHEMAS["f"])
+            documents += 1
+    assert documents and calls
+
+
+def test_no_document_or_calls() -> None:
+    document = StructuredOutputsParams(json=True).to_grammar()
+    for given, name in ((StructuredOutputsParams(regex="a").to_grammar(), "hermes"), (document, "qwen3_coder"), (document, "xlam")):
+        assert tool_grammar.answer_or_calls(given, TOOL_PARSERS[name], SCHEMAS, True, None, False, token_id) is None
+
+
 def test_free_text_with_bound_calls() -> None:
     grammar = tool_grammar.lazy(TOOL_PARSERS["hermes"], SCHEMAS, True, THINK, token_id)
     assert grammar is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import openai
+import pydantic
 import pytest
 
 from quire import LLM, AsyncLLM, InvalidRequestError, SamplingParams, StructuredOutputsParams
@@ -110,8 +111,52 @@ ASKED: Any = [
     (THINK, {"reasoning_effort": "high", "include_reasoning": False}),
     (THINK, {"chat_template_kwargs": {"enable_thinking": False}}),
     (ASK, {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}),
+    (ASK, {"response_format": {"type": "json_object"}, "tools": [WEATHER, TIMER]}),
+    (ASK, {"response_format": {"type": "json_object"}, "tools": [WEATHER, TIMER], "tool_choice": "required"}),
+    (THINK, {"response_format": {"type": "json_object"}, "tools": [WEATHER], "reasoning_effort": "high"}),
     ([*ASK, {"role": "assistant", "content": "The weather"}], {"continue_final_message": True, "add_generation_prompt": False}),
 ]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_it_calls_or_answers_in_the_format_asked_for(client: openai.OpenAI, strict: bool, seed: int) -> None:
+    """At a high temperature a small model says anything: either a document of the schema, or calls."""
+    tools = [{**tool, "function": {**tool["function"], "strict": strict}} for tool in (WEATHER, TIMER)]
+    form: Any = {"type": "json_schema", "json_schema": {"name": "timer", "schema": TIMER["function"]["parameters"], "strict": True}}
+    options = {**OPTIONS, "temperature": 1.6, "seed": seed, "max_tokens": 300}
+    choice = client.chat.completions.create(messages=ASK, tools=tools, response_format=form, **options).choices[0]
+    if choice.finish_reason == "length":
+        return
+    if choice.message.tool_calls:
+        assert not choice.message.content and choice.finish_reason == "tool_calls"
+        for call in choice.message.tool_calls:
+            [tool] = [tool for tool in tools if tool["function"]["name"] == call.function.name]
+            arguments = json.loads(call.function.arguments)
+            assert isinstance(arguments, dict)
+            if strict:
+                jsonschema.validate(arguments, tool["function"]["parameters"])
+    else:
+        jsonschema.validate(json.loads(choice.message.content), TIMER["function"]["parameters"])
+
+
+def test_the_clients_own_parse_with_tools(client: openai.OpenAI) -> None:
+    """It makes tools strict and sends a schema beside them."""
+
+    class Report(pydantic.BaseModel):
+        city: str
+
+    class get_weather(pydantic.BaseModel):
+        """Get the weather in a city."""
+
+        city: str
+
+    tools = [openai.pydantic_function_tool(get_weather)]
+    message = client.chat.completions.parse(messages=ASK, tools=tools, response_format=Report, **OPTIONS).choices[0].message
+    [call] = message.tool_calls
+    assert call.function.parsed_arguments == get_weather(city="Paris")
+    plain = client.chat.completions.parse(messages=ASK, tools=tools, tool_choice="none", response_format=Report, **OPTIONS)
+    assert isinstance(plain.choices[0].message.parsed, Report)
 
 
 def seen(message: Any) -> dict[str, Any]:
@@ -171,7 +216,10 @@ REFUSED: Any = [
     {"tools": "weather"},
     {"reasoning_effort": "enormous"},
     {"response_format": {"type": "poem"}},
-    {"response_format": {"type": "json_object"}, "tools": [WEATHER], "tool_choice": "required"},
+    {
+        "response_format": {"type": "structural_tag", "triggers": ["<"], "structures": [{"begin": "<a>", "schema": {}, "end": "</a>"}]},
+        "tools": [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}],
+    },
     {"chat_template_kwargs": {"messages": []}},
     {"messages": []},
     {"messages": [{"role": "wizard", "content": "x"}]},
