@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from frontend.engine_client import EngineClient
+from frontend.field_names import renamed
 from frontend.schemas.chat import ChatRequest
 from frontend.schemas.numbers import integer
 from frontend.stream import Work
@@ -90,7 +91,11 @@ def check_chat(app: App, body: ChatRequest) -> SamplingParams:
     if max_tokens is None:
         max_tokens = integer("max_tokens", body.max_tokens)
     params = body.sampling_params(app.spec.model, top if body.logprobs else None, max_tokens)
-    return params.validate(app.spec.model.vocab_size, app.spec.config.model.max_logprobs)
+    names = {"logprobs": "top_logprobs", **({} if body.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"})}
+    try:
+        return params.validate(app.spec.model.vocab_size, app.spec.config.model.max_logprobs)
+    except InvalidRequestError as error:
+        raise renamed(error, names) from None
 
 
 def _constrained(params: SamplingParams, given: StructuredOutputsParams | None, calls: StructuredOutputsParams | None) -> SamplingParams:

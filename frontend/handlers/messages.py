@@ -11,6 +11,7 @@ from aiohttp import web
 
 from frontend.body import decoder, read_json
 from frontend.conversation import check_chat, prepare_chat, render
+from frontend.field_names import in_terms_of
 from frontend.generation import json_answer
 from frontend.http_errors import Dialect, HttpError
 from frontend.output_split import Delta, Kind
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from frontend.app import App
 
 _DECODER = decoder(MessagesRequest)
+_NAMES = {
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+    "thinking_token_budget": "thinking.budget_tokens",
+}
 
 
 def event(name: str, members: dict[str, Any]) -> bytes:
@@ -35,6 +42,7 @@ def event(name: str, members: dict[str, Any]) -> bytes:
 PING = event("ping", {})
 
 
+@in_terms_of(_NAMES)
 async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     """Raises InvalidRequestError and the engine's errors; see frontend/http_errors.py for their status."""
     arrival_ns = time.monotonic_ns()
@@ -58,6 +66,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     return json_answer(answer | {"stop_reason": reason, "stop_sequence": sequence})
 
 
+@in_terms_of(_NAMES)
 async def count_tokens(app: App, request: web.BaseRequest) -> web.Response:
     """How many tokens the prompt of such a request has."""
     body = await read_json(request, _DECODER, app.server_config.max_body_bytes)

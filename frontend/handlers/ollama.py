@@ -17,6 +17,7 @@ from aiohttp import web
 from frontend import model_files
 from frontend.body import decoder, read_json
 from frontend.conversation import check_chat, prepare_chat
+from frontend.field_names import in_terms_of
 from frontend.generation import json_answer
 from frontend.http_errors import Dialect, HttpError
 from frontend.output_split import Delta, Kind
@@ -35,9 +36,20 @@ if TYPE_CHECKING:
 
 _CHAT, _GENERATE, _SHOW = decoder(OllamaChatRequest), decoder(OllamaGenerateRequest), decoder(ShowRequest)
 HEADERS = {"Content-Type": "application/x-ndjson", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_NAMES = {
+    "max_tokens": "options.num_predict",
+    "reasoning_effort": "think",
+    "repetition_penalty": "options.repeat_penalty",
+    "response_format": "format",
+    **{
+        name: f"options.{name}"
+        for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "seed", "stop")
+    },
+}
 NEVER = "9999-12-31T23:59:59Z"
 
 
+@in_terms_of(_NAMES)
 async def chat(app: App, request: web.BaseRequest) -> web.StreamResponse:
     """Raises InvalidRequestError and the engine's errors; see frontend/http_errors.py for their status."""
     arrival_ns = time.monotonic_ns()
@@ -53,6 +65,7 @@ async def chat(app: App, request: web.BaseRequest) -> web.StreamResponse:
     return await _answer(app, request, body, work, script)
 
 
+@in_terms_of({**_NAMES, "messages": "prompt"})
 async def generate(app: App, request: web.BaseRequest) -> web.StreamResponse:
     """One prompt: as a user's message, or as it is with `raw`; after what `context` holds. Raises as `chat` does."""
     arrival_ns = time.monotonic_ns()

@@ -14,6 +14,7 @@ from frontend import http_errors
 from frontend.body import decoder, read_json
 from frontend.connection import Connection
 from frontend.conversation import prepare_chat
+from frontend.field_names import in_terms_of
 from frontend.generation import SSE_COMMENT, SSE_HEADERS, Pulse, drained, json_answer
 from frontend.part_stream import PartStream, collect_parts, send_parts
 from frontend.response_script import ResponseScript, new_document
@@ -34,6 +35,14 @@ CONTEXT_LENGTH = "context_length_exceeded"
 _REPLAY_EVENTS = 256  # written at once
 
 
+@in_terms_of(
+    {
+        "max_completion_tokens": "max_output_tokens",
+        "messages": "input",
+        "reasoning_effort": "reasoning.effort",
+        "response_format": "text.format",
+    }
+)
 async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     """Raises InvalidRequestError and the engine's errors; see frontend/http_errors.py for their status."""
     arrival_ns = time.monotonic_ns()
@@ -128,11 +137,11 @@ async def get(app: App, request: web.BaseRequest) -> web.StreamResponse:
     stream = query.get("stream", "false").lower()
     if stream not in ("true", "1", "false", "0"):
         raise InvalidRequestError("stream must be true or false", "stream")
-    if stream in ("false", "0"):
-        return json_answer(stored.document)
     after = query.get("starting_after")
     if after is not None and not (after.isascii() and after.isdigit() and len(after) < 10):
         raise InvalidRequestError("starting_after must be the number of an event", "starting_after")
+    if stream in ("false", "0"):
+        return json_answer(stored.document)
     if stored.log is None:
         raise InvalidRequestError("only a response that was created with background and stream has events to read again", "stream")
     if stored.log.too_long:

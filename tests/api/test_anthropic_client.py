@@ -218,9 +218,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": {"type": "any"}}, "tool_choice"),
     ({"output_config": {"effort": "heroic"}}, "effort"),
     ({"output_config": {"format": {"type": "xml"}}}, "format"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "output_config.format"),
+    ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "heroic"}}, "output_config.effort"),
     ({"container": "c1"}, "container"),
     ({"mcp_servers": [{"url": "http://x"}]}, "mcp_servers"),
-    ({"stop_sequences": [""]}, "stop"),
+    ({"stop_sequences": [""]}, "stop_sequences"),
     ({"timeout": 0}, "timeout"),
 ]
 

@@ -233,6 +233,21 @@ WRONG: list[tuple[str, dict[str, Any], int]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"format": {"not": {}}}, "format"),
+        ({"options": {"repeat_penalty": -1}}, "options.repeat_penalty"),
+        ({"options": {"top_p": 7}}, "options.top_p"),
+        ({"options": {"stop": [""]}}, "options.stop"),
+    ],
+)
+def test_errors_name_ollamas_fields(scripted: ApiServer, change: dict[str, Any], name: str) -> None:
+    for path, what in (("/api/chat", {"messages": user("x")}), ("/api/generate", {"prompt": "x"})):
+        status, answer = scripted.post(path, {"model": "demo", **what, **change}, KEY)
+        assert status == 400 and answer["error"].startswith(name), answer
+
+
 @pytest.mark.parametrize("path, change, status", WRONG, ids=[str(change)[:60] for _, change, _ in WRONG])
 def test_refused_in_ollamas_shape(scripted: ApiServer, path: str, change: dict[str, Any], status: int) -> None:
     found, answer = scripted.post(path, {"model": "demo", **change}, KEY)
