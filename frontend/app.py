@@ -12,7 +12,7 @@ from aiohttp import web
 
 from frontend import http_errors
 from frontend.admission import Admission
-from frontend.auth import ApiKeys, HostNames, read_key_file
+from frontend.auth import ApiKeys, HostNames, Origins, read_key_file
 from frontend.batch_runner import ENDPOINTS, BatchRunner
 from frontend.batch_store import BatchStore
 from frontend.behind_clients import TURNS
@@ -111,6 +111,7 @@ class App:
         key_file = self.server_config.api_key_file
         self._keys = ApiKeys([*self.server_config.api_key, *(read_key_file(key_file) if key_file else [])])
         self._hosts = HostNames(self.server_config.host, self.server_config.allowed_host)
+        self._origins = Origins(self._hosts, self.server_config.allowed_origin, self._keys.required)
         self._status = arena.status("frontend", spec.index)
         self.state = StateDir(self.server_config.state_dir, spec.model.name)
         self.files = FileStore(self.state, self.server_config.max_stored_file_bytes)
@@ -176,9 +177,17 @@ class App:
         return {
             "Server": SERVER,
             "X-Request-Id": given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12),
-            "Access-Control-Allow-Origin": "*",
-            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            **self._for_browsers(request.headers.get("Origin", "")),
         }
+
+    def _for_browsers(self, origin: str) -> dict[str, str]:
+        """Headers that let the page of this origin read the answer, if it may."""
+        exposed = {"Access-Control-Expose-Headers": "X-Request-Id, Retry-After"}
+        if self._origins.any:
+            return {"Access-Control-Allow-Origin": "*", **exposed}
+        if not origin or not self._origins.allow(origin):
+            return {"Vary": "Origin"}
+        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin", **exposed}
 
     def check_model(self, name: str | None, required: bool = False) -> None:
         """Raise HttpError 404 unless `name` is the served model; a request that names none means that one."""
@@ -207,6 +216,8 @@ class App:
         path = request.path
         if not self._hosts.allow(request.headers.get("Host", "")):
             raise HttpError(403, "this Host is not served here; --allowed-host adds names", None, "host_not_allowed")
+        if not self._origins.allow(request.headers.get("Origin", "")):
+            raise HttpError(403, "web pages of this origin may not ask here; --allowed-origin adds origins", None, "origin_not_allowed")
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=_PREFLIGHT)
         if not self._keys.allow(path, request.headers):

@@ -59,12 +59,35 @@ class HostNames:
 
     def __init__(self, bound: str, allowed: Sequence[str]) -> None:
         """bound: the address the server listens on; anything but loopback is meant to be reached by names we do not know."""
-        self._any = "*" in allowed or not _is_loopback(bound)
+        self.any = "*" in allowed or not _is_loopback(bound)
         self._names = {"localhost", "127.0.0.1", "[::1]", bound.lower(), *(name.lower() for name in allowed)}
 
     def allow(self, host: str) -> bool:
         """host: the header's value, with or without a port. HTTP/1.0 clients may leave it out; browsers never do."""
-        return self._any or not host or _PORT.sub("", host).lower() in self._names
+        return self.any or not host or _PORT.sub("", host).lower() in self._names
+
+
+class Origins:
+    """Whose web pages may ask. Browsers let any page send requests to 127.0.0.1, and name it in the Origin header; other clients send none.
+
+    A page has no key of ours, so keys are protection enough, and a server that listens on more than loopback is meant to be asked.
+    """
+
+    def __init__(self, hosts: HostNames, allowed: Sequence[str], keys: bool) -> None:
+        """hosts: names of the server, whose own pages may always ask. allowed: origins, or *. keys: whether requests need one."""
+        self._hosts = hosts
+        self.any = "*" in allowed or (not allowed and (keys or hosts.any))
+        self._allowed = {origin.lower().rstrip("/") for origin in allowed}
+
+    def allow(self, origin: str) -> bool:
+        """origin: the header's value; '' if there is none."""
+        if self.any or not origin or origin.lower() in self._allowed:
+            return True
+        scheme, _, host = origin.partition("://")
+        # Pages of desktop programs and browser extensions, which no page of the web can pass itself off as.
+        if host and scheme.lower() not in ("http", "https"):
+            return True
+        return bool(host) and not self._hosts.any and self._hosts.allow(host)
 
 
 _PORT = re.compile(r":\d+$")

@@ -146,6 +146,9 @@ class ServerConfig(_Section, frozen=True):
     allowed_host: Annotated[
         list[str], Meta(description="Further names that a Host header may have when listening on loopback; * allows all.")
     ] = []
+    allowed_origin: Annotated[
+        list[str], Meta(description="Web pages, such as https://app.example, that may ask a server on loopback without keys; * is all.")
+    ] = []
     stream_keepalive: Annotated[
         float, Meta(ge=0, description="Seconds of silence after which a stream gets a sign of life; 0 sends none.")
     ] = 15.0

@@ -195,11 +195,31 @@ def test_request_ids(server: ApiServer) -> None:
     assert server.request("POST", COMPLETIONS, b"{", {"X-Request-Id": "abc-2"})[1]["x-request-id"] == "abc-2"
 
 
-def test_browsers_may_ask(server: ApiServer) -> None:
-    status, headers, _ = server.request("OPTIONS", CHAT, None, {"Origin": "http://a", "Access-Control-Request-Method": "POST"})
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "https://127.0.0.1", "http://[::1]:8080", "vscode-webview://1b2c", "tauri://localhost"]
+)
+def test_pages_of_this_machine_may_ask(server: ApiServer, origin: str) -> None:
+    status, headers, _ = server.request("OPTIONS", CHAT, None, {"Origin": origin, "Access-Control-Request-Method": "POST"})
     assert status == 204
-    assert headers["access-control-allow-origin"] == "*"
+    assert headers["access-control-allow-origin"] == origin and headers["vary"] == "Origin"
     assert "POST" in headers["access-control-allow-methods"]
+    for body in ({"messages": [{"role": "user", "content": "one"}], "max_tokens": 1, "stream": stream} for stream in (False, True)):
+        status, headers, _ = server.request("POST", CHAT, json.dumps(body).encode(), {"Origin": origin})
+        assert (status, headers["access-control-allow-origin"]) == (200, origin)
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost.evil.example", "null", "http://", "https://127.0.0.1.evil.example:1"]
+)
+def test_pages_of_the_web_may_not(server: ApiServer, origin: str) -> None:
+    """Also not those requests that browsers send without asking first: a form's, which Ollama's paths would take for JSON."""
+    body = json.dumps({"model": "demo", "prompt": "x", "stream": False}).encode()
+    for method, path in (("OPTIONS", CHAT), ("GET", "/v1/models"), ("POST", "/api/generate"), ("GET", "/health")):
+        status, headers, raw = server.request(
+            method, path, body if method == "POST" else None, {"Origin": origin, "Content-Type": "text/plain"}
+        )
+        assert status == 403 and "access-control-allow-origin" not in headers
+        assert "origin" in raw.decode()
 
 
 def test_many_requests_in_one_write(server: ApiServer) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from frontend.auth import ApiKeys, HostNames, read_key_file
+from frontend.auth import ApiKeys, HostNames, Origins, read_key_file
 from ipc.arena import Stat
 from ipc.config import Config, SchedulerConfig, ServerConfig
 from ipc.errors import ConfigError
@@ -75,6 +75,34 @@ def test_which_addresses_look_at_the_host() -> None:
         assert HostNames(bound, ["*"]).allow("evil.example")
         assert HostNames(bound, []).allow("")
     assert HostNames("127.0.0.53", []).allow("127.0.0.53:80")
+
+
+def test_with_a_key_any_page_may_ask(slow: ApiServer) -> None:
+    status, headers, _ = slow.request("GET", "/version", None, {**KEY, "Origin": "https://app.example"})
+    assert (status, headers["access-control-allow-origin"]) == (200, "*")
+    assert slow.request("GET", "/version", None, {"Origin": "https://app.example"})[0] == 401
+
+
+def test_which_origins_are_let_in() -> None:
+    loopback, public = HostNames("127.0.0.1", ["chat.example"]), HostNames("0.0.0.0", [])
+    assert Origins(public, [], keys=False).any and Origins(loopback, [], keys=True).any and Origins(loopback, ["*"], keys=False).any
+    assert Origins(HostNames("127.0.0.1", ["*"]), [], keys=False).any
+    some = Origins(loopback, ["https://app.example/"], keys=True)
+    for origin, allowed in (
+        ("", True),
+        ("https://app.example", True),
+        ("https://App.example", True),
+        ("http://app.example", False),
+        ("https://app.example:8443", False),
+        ("https://chat.example", True),
+        ("http://localhost:5173", True),
+        ("https://other.example", False),
+        ("null", False),
+        ("app://obsidian.md", True),
+    ):
+        assert some.allow(origin) is allowed, origin
+    named = Origins(public, ["https://app.example"], keys=False)
+    assert named.allow("https://app.example") and not named.allow("https://other.example") and not named.allow("http://localhost")
 
 
 def test_a_deadline(slow: ApiServer) -> None:
