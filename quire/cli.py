@@ -81,11 +81,11 @@ def _parser(benchmarks: bool) -> argparse.ArgumentParser:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    from quire import quick_imports, settings_flags
+    from quire import early_signals, quick_imports, settings_flags
     from quire.early_workers import EarlyWorkers
 
     config = settings_flags.collect(parsed)
-    with EarlyWorkers(config.parallel.tensor_parallel_size) as early:
+    with early_signals.end_in_order(), EarlyWorkers(config.parallel.tensor_parallel_size) as early:
         quick_imports.begin()
         from quire.serve import serve
 
