@@ -28,6 +28,7 @@
 //
 // Macros: HEAD_DIM (a multiple of 16 up to 256), FP8_CACHE, KV_TILE (a multiple of 16 and of WARPS), WARPS, STAGES, MIN_BLOCKS (per SM).
 #include "operands.cuh"
+#include "softmax.cuh"
 
 #define ROWS (WARPS * 16)              // packed rows of a block: row p is token p / group, head p % group
 #define COPY_ROWS (KV_TILE / WARPS)    // of K and of V, that a warp copies: it divides 16 and thus every block size
@@ -180,41 +181,11 @@ paged_prefill(const elem* __restrict__ q, const unsigned char* __restrict__ k_ca
         multiply(s[2 * n], query[k], b[0], b[1]);
         multiply(s[2 * n + 1], query[k], b[2], b[3]);
       }
-    if (cap > 0.f) {
-#pragma unroll
-      for (int n = 0; n < KV_TILE / 8; n++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) s[n][c] = cap - 2.f * cap * __fdividef(1.f, 1.f + ex2(fminf(s[n][c] * cap_rate, 126.f)));
-    }
-    if (token0 + KV_TILE - 1 > lowest || (window && token0 <= highest - window)) {
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int newest = position[h] - token0 - 2 * t, oldest = window ? newest - window + 1 : -KV_TILE;   // as n * 8 + (c & 1) below
-#pragma unroll
-        for (int n = 0; n < KV_TILE / 8; n++)
-#pragma unroll
-          for (int c = 0; c < 2; c++)
-            if (n * 8 + c > newest || n * 8 + c < oldest) s[n][2 * h + c] = NEG_BIG;
-      }
-    }
+    if (cap > 0.f) cap_scores(s, cap, cap_rate);
+    if (token0 + KV_TILE - 1 > lowest || (window && token0 <= highest - window)) mask_scores(s, position, token0, window, t);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float higher = top[h];
-#pragma unroll
-      for (int n = 0; n < KV_TILE / 8; n++) higher = fmaxf(higher, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-      higher = fmaxf(higher, __shfl_xor_sync(FULL_WARP, higher, 1));
-      higher = fmaxf(higher, __shfl_xor_sync(FULL_WARP, higher, 2));
-      const float offset = higher == NEG_BIG ? 0.f : higher * factor;   // a row that has seen nothing yet: 2^-big is 0, 2^0 would be 1
-      const float shrink = ex2((top[h] - higher) * factor);             // exactly 1 where a row sees nothing of the tile
-      top[h] = higher;
-      sum[h] *= shrink;
-#pragma unroll
-      for (int n = 0; n < KV_TILE / 8; n++)
-#pragma unroll
-        for (int c = 2 * h; c < 2 * h + 2; c++) {
-          s[n][c] = ex2(fmaf(s[n][c], factor, -offset));
-          sum[h] += s[n][c];
-        }
+      const float shrink = weigh_scores(s, h, factor, top[h], sum[h]);
 #pragma unroll
       for (int n = 0; n < HEAD_DIM / 8; n++) {
         result[n][2 * h] *= shrink;

@@ -24,8 +24,8 @@
 // arXiv:2309.06180. Descriptors and fences: hopper.cuh.
 //
 // Macros: HEAD_DIM (64 or 128), STAGES (tiles of K, and of V, in shared memory).
-#include "common.cuh"
 #include "hopper.cuh"
+#include "softmax.cuh"
 
 #define WARPGROUP 128
 #define CONSUMERS 2                       // warpgroups that compute, with 64 rows each
@@ -180,42 +180,10 @@ paged_prefill_wgmma(const elem* __restrict__ q, const unsigned char* __restrict_
   // Scores of a tile to weights, in s; shrink: what result has to be multiplied by.
   auto weigh = [&](int tile) {
     const int token0 = tile * KV_TILE;
-    if (cap > 0.f) {
+    if (cap > 0.f) cap_scores(s, cap, cap_rate);
+    if (token0 + KV_TILE - 1 > lowest || (window && token0 <= highest - window)) mask_scores(s, position, token0, window, t);
 #pragma unroll
-      for (int n = 0; n < KV_TILE / 8; n++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) s[n][c] = cap - 2.f * cap * __fdividef(1.f, 1.f + ex2(fminf(s[n][c] * cap_rate, 126.f)));
-    }
-    if (token0 + KV_TILE - 1 > lowest || (window && token0 <= highest - window)) {
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int newest = position[h] - token0 - 2 * t, oldest = window ? newest - window + 1 : -KV_TILE;   // as n * 8 + (c & 1) below
-#pragma unroll
-        for (int n = 0; n < KV_TILE / 8; n++)
-#pragma unroll
-          for (int c = 0; c < 2; c++)
-            if (n * 8 + c > newest || n * 8 + c < oldest) s[n][2 * h + c] = NEG_BIG;
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float higher = top[h];
-#pragma unroll
-      for (int n = 0; n < KV_TILE / 8; n++) higher = fmaxf(higher, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-      higher = fmaxf(higher, __shfl_xor_sync(FULL_WARP, higher, 1));
-      higher = fmaxf(higher, __shfl_xor_sync(FULL_WARP, higher, 2));
-      shrink[h] = ex2((top[h] - higher) * factor);   // exactly 1 where a row sees nothing of the tile
-      const float offset = higher == NEG_BIG ? 0.f : higher * factor;   // a row that has seen nothing yet: 2^-big is 0, 2^0 would be 1
-      top[h] = higher;
-      sum[h] *= shrink[h];
-#pragma unroll
-      for (int n = 0; n < KV_TILE / 8; n++)
-#pragma unroll
-        for (int c = 2 * h; c < 2 * h + 2; c++) {
-          s[n][c] = ex2(fmaf(s[n][c], factor, -offset));
-          sum[h] += s[n][c];
-        }
-    }
+    for (int h = 0; h < 2; h++) shrink[h] = weigh_scores(s, h, factor, top[h], sum[h]);
   };
   auto pack_weights = [&]() {
 #pragma unroll

@@ -291,15 +291,18 @@ class Bug:
     new: str
     run: Callable[[Path, int], tuple[torch.Tensor, torch.Tensor]] = chunked
     every_time: bool = True
+    file: str = "paged_prefill.cu"
 
 
 BUGS = [
     Bug("the wait is one cp.async group short", "cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();"),
     Bug("no barrier in the loop", "__syncthreads();                                 // the others'", "//", chunked, False),
-    Bug("the mask lets the next token in", "if (n * 8 + c > newest ||", "if (n * 8 + c > newest + 1 ||"),
+    Bug("the mask lets the next token in", "if (n * 8 + c > newest ||", "if (n * 8 + c > newest + 1 ||", chunked, True, "softmax.cuh"),
     Bug("no tile is masked unless the warp's last row needs it", "KV_TILE - 1 > lowest ||", "KV_TILE - 1 > highest ||"),
-    Bug("the window lets one token too many in", "newest - window + 1 :", "newest - window :", windowed),
-    Bug("a row that has seen nothing gives its tile weight", "higher == NEG_BIG ? 0.f : higher * factor", "0.f", windowed),
+    Bug("the window lets one token too many in", "newest - window + 1 :", "newest - window :", windowed, True,
+        "softmax.cuh"),
+    Bug("a row that has seen nothing gives its tile weight", "higher == NEG_BIG ? 0.f : higher * factor", "0.f", windowed, True,
+        "softmax.cuh"),
     Bug("tokens past the end are not zeros", "token >= begin && token < end;", "token >= begin;"),
     Bug("tokens before the window are not zeros", "token >= begin && token < end;", "token < end;", windowed),
     Bug("table entries past the end are read", "return token < end && token + COPY_ROWS > begin ?", "return token + COPY_ROWS > begin ?"),
@@ -343,9 +346,9 @@ def test_nothing_is_found_in_the_source_as_it_is(run: Callable[[Path, int], tupl
 def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
     for path in SOURCES.iterdir():
         shutil.copy(path, tmp_path)
-    text = (tmp_path / "paged_prefill.cu").read_text()
+    text = (tmp_path / bug.file).read_text()
     assert bug.old in text
-    (tmp_path / "paged_prefill.cu").write_text(text.replace(bug.old, bug.new, 1))
+    (tmp_path / bug.file).write_text(text.replace(bug.old, bug.new, 1))
     found = goes_wrong(bug, tmp_path)
     assert all(found) if bug.every_time else any(found), found
 
