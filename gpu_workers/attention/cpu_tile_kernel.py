@@ -45,7 +45,7 @@ from gpu_workers.attention.cpu_attention import (
 from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
 from gpu_workers.attention.cpu_dots_decode import decode_by_dots, decode_bytes, heads_together
 from gpu_workers.attention.cpu_tile_vectors import finish_row, pair_values, score_tile, soften, turn_pairs, turn_queries, weigh_values
-from gpu_workers.device.cpu_native import as_float, ask_for, barrier, pointer, signature, thread_number
+from gpu_workers.device.cpu_native import as_float, barrier, pointer, signature, thread_number
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, configure, release
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
 
@@ -153,22 +153,25 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bo
                     known = min(keys_at_once, end - chunk)
                     # Two groups of 16 keys make the inner index of one product.
                     filled = (known + 2 * lanes - 1) // (2 * lanes) * 2
-                    # While this chunk is computed, memory brings the next: of this piece of work, else of the next one where that decodes.
+                    # While this chunk is computed, memory brings the next, line by line: of this piece of work, else of the next one where
+                    # that decodes.
                     soon_row, soon_head, soon, soon_end = row, head, chunk + keys_at_once, end
                     if soon >= end and item >= tile_items and item + 1 < min(start + portion, items):
                         following = (item + 1 - tile_items) // kv_heads
                         soon_row, soon_head = decode_row[following // split], (item + 1) % kv_heads
                         soon, soon_end = part_first[following], part_end[following]
-                    for key in range(soon // lanes * lanes, min(soon + keys_at_once, soon_end), lanes):
-                        place = tables[soon_row, key // size] * block_bytes + soon_head * head_bytes + key % size * dim * 2
-                        ask_for(a[K_CACHE] + place, lanes * dim * 2)
-                        ask_for(a[V_CACHE] + place, lanes * dim * 2)
+                    soon = soon // lanes * lanes
+                    soon_at = soon_head * head_bytes
                     for group_of in range(filled):
-                        key = chunk + group_of * lanes
+                        key, later = chunk + group_of * lanes, soon + group_of * lanes
                         # Where a product's second group is behind the last key it counts as zeros: any block will do.
                         home = tables[row, min(key, end - 1) // size]
                         place = a[V_CACHE] + home * block_bytes + head * head_bytes + key % size * dim * 2
-                        pair_values(place, known - group_of * lanes, values_at + group_of // 2 * dim_tiles * tile_bytes, group_of % 2, dim)
+                        ahead = place
+                        if later < soon_end:
+                            ahead = a[V_CACHE] + tables[soon_row, later // size] * block_bytes + soon_at + later % size * dim * 2
+                        tiles = values_at + group_of // 2 * dim_tiles * tile_bytes
+                        pair_values(place, known - group_of * lanes, tiles, group_of % 2, ahead, dim)
                     for b in range(blocks):
                         last = position + min(count - 1, (b * lanes + lanes - 1) // heads)
                         if last < chunk:
@@ -176,10 +179,14 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bo
                         here = used - b * lanes
                         needed = min(filled, (last + 1 - chunk + 2 * lanes - 1) // (2 * lanes) * 2)
                         for group_of in range(needed):
-                            key = chunk + group_of * lanes
+                            key, later = chunk + group_of * lanes, soon + group_of * lanes
                             home = tables[row, min(key, end - 1) // size]
                             place = a[K_CACHE] + home * block_bytes + head * head_bytes + key % size * dim * 2
-                            score_tile(place, queries_at + b * steps * tile_bytes, scores_at + group_of * tile_bytes, here, steps, by_dots)
+                            ahead = place
+                            if b == 0 and later < soon_end:
+                                ahead = a[K_CACHE] + tables[soon_row, later // size] * block_bytes + soon_at + later % size * dim * 2
+                            scores = scores_at + group_of * tile_bytes
+                            score_tile(place, queries_at + b * steps * tile_bytes, scores, here, ahead, steps, by_dots)
                         earliest = position + b * lanes // heads
                         masked = earliest + 1 < chunk + needed * lanes or end < chunk + needed * lanes or chunk < begin
                         if window > 0:

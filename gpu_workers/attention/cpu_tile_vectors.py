@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from gpu_workers.device import cpu_dots, cpu_tiles
 from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROWS
-from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, put, spread, swapped, write
+from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, prefetch, put, spread, swapped, write
 
 LEAST = -1e30
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -58,25 +58,27 @@ def _narrowest(builder: ir.IRBuilder, used: ir.Value, emit: Callable[[int], None
 
 
 @intrinsic(prefer_literal=True)
-def score_tile(_context, keys, queries, scores, used, steps, dots):  # type: ignore[no-untyped-def]
+def score_tile(_context, keys, queries, scores, used, ahead, steps, dots):  # type: ignore[no-untyped-def]
     """scores float32 [16 keys, 16 queries] = keys bfloat16 [16, 32 * steps] . queries, `steps` tiles of [16 pairs, 16 queries, 2].
 
-    Queries from `used` on don't matter.
+    Queries from `used` on don't matter. Memory is asked for from `ahead` on, as much as the keys take.
     """
     if not _literals(steps, dots):
         return None
     depth, by_dots = steps.literal_value, bool(dots.literal_value)
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        keys_at, queries_at, scores_at, wanted = arguments[:4]
+        keys_at, queries_at, scores_at, wanted, ahead_at = arguments[:5]
         if by_dots:
             rows = [(builder.add(keys_at, _I64(row * depth * 64)), row * 64) for row in range(ROWS)]
 
             def some(lanes: int) -> None:
-                cpu_dots.multiply_tiles(builder, rows, 1, 64, queries_at, BYTES, _I64(depth), scores_at, None, lanes=lanes)
+                cpu_dots.multiply_tiles(builder, rows, 1, 64, queries_at, BYTES, _I64(depth), scores_at, None, lanes=lanes, ahead=ahead_at)
 
             _narrowest(builder, wanted, some)
             return ir.Constant(_I64, 0)
+        for line in range(0, depth * BYTES, 64):
+            prefetch(builder, builder.add(ahead_at, _I64(line)))
         cpu_tiles.clear(builder, 0)
         for step in range(depth):
             cpu_tiles.load(builder, 1 + step % 2, builder.add(keys_at, _I64(step * 64)), _I64(depth * 64))
@@ -85,7 +87,8 @@ def score_tile(_context, keys, queries, scores, used, steps, dots):  # type: ign
         cpu_tiles.store(builder, 0, scores_at, _LINE)
         return ir.Constant(_I64, 0)
 
-    return types.int64(types.int64, types.int64, types.int64, types.int64, steps, dots), code
+    whole = types.int64
+    return whole(whole, whole, whole, whole, whole, steps, dots), code
 
 
 @intrinsic
@@ -171,10 +174,11 @@ def turn_pairs(_context, pairs, weights):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def pair_values(_context, values, known, tiles, half, dim):  # type: ignore[no-untyped-def]
+def pair_values(_context, values, known, tiles, half, ahead, dim):  # type: ignore[no-untyped-def]
     """16 keys' values, bfloat16 [16, dim], into half (0 or 1) of dim / 16 tiles of [16 pairs of keys, 16 dimensions, 2].
 
-    Keys from `known` on count as zeros, whatever stands there: a weight of zero would not silence a NaN.
+    Keys from `known` on count as zeros, whatever stands there: a weight of zero would not silence a NaN. Memory is asked for from `ahead`
+    on, as much as the values take.
     """
     if not _literals(dim):
         return None
@@ -182,11 +186,13 @@ def pair_values(_context, values, known, tiles, half, dim):  # type: ignore[no-u
     wide = ir.VectorType(_I16, 2 * COLUMNS)
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        values_at, real, tiles_at, which = arguments[:4]
+        values_at, real, tiles_at, which, ahead_at = arguments[:5]
         target = builder.add(tiles_at, builder.mul(which, _I64(BYTES // 2)))
         nothing = everywhere(wide, 0)
         for part in range(0, size, 32):
             for pair in range(ROWS // 2):
+                for line in range(2):
+                    prefetch(builder, builder.add(ahead_at, _I64(part * ROWS * 2 + pair * 128 + line * 64)))
                 both = []
                 for key in (2 * pair, 2 * pair + 1):
                     value = at(builder, values_at, (key * size + part) * 2, wide, 2)
@@ -197,7 +203,8 @@ def pair_values(_context, values, known, tiles, half, dim):  # type: ignore[no-u
                     put(builder, mixed, target, (part // COLUMNS + tile) * BYTES + pair * 64)
         return ir.Constant(_I64, 0)
 
-    return types.int64(types.int64, types.int64, types.int64, types.int64, dim), code
+    whole = types.int64
+    return whole(whole, whole, whole, whole, whole, dim), code
 
 
 @intrinsic(prefer_literal=True)

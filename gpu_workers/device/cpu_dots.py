@@ -12,7 +12,7 @@ import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils
 
-from gpu_workers.device.cpu_vectors import at, everywhere, put, spread
+from gpu_workers.device.cpu_vectors import at, everywhere, prefetch, put, spread
 
 # What unsigned bytes have too much that stand for int8: one is subtracted for every unit of the other operand.
 OFFSET = 128
@@ -45,14 +45,15 @@ def dot_int8(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed:
 def multiply_tiles(
     builder: ir.IRBuilder, rows: Sequence[tuple[ir.Value, int]], parts: int, x_step: int, vectors: ir.Value, vectors_step: int,
     count: ir.Value, sums: ir.Value, fresh: ir.Value | None, int8: bool = False, each_step: Callable[[], None] | None = None,
-    lanes: int = 16,
+    lanes: int = 16, ahead: ir.Value | None = None,
 ) -> None:  # fmt: skip
     """sums[row, part] += row . part over `count` steps of 64 bytes of inputs, in the layout of tiles (cpu_tiles.py).
 
     rows: address of a row's 64 bytes, x_step bytes apart from step to step, and where its sums lie, in bytes after `sums`. vectors: `parts`
     tiles a step, one after the other, steps `vectors_step` bytes apart; a part's sums are a tile behind those of the part before.
     The sums begin with zero where `fresh` (None: always). All stay in registers: rows times parts is 24 at most. lanes: 16, or 8 where
-    the other half of each part does not matter.
+    the other half of each part does not matter. each_step: code that goes into each step. ahead: so many steps times 16 lines of memory
+    are asked for from there on, a line with each four bytes of inputs: more at once would have to wait for one another.
     """
     ints = ir.VectorType(_I32, lanes)
     kind, product = (ints, dot_int8) if int8 else (ir.VectorType(ir.FloatType(), lanes), dot)
@@ -76,7 +77,10 @@ def multiply_tiles(
         vectors_here = builder.add(vectors, builder.mul(loop.index, _I64(vectors_step)))
         if each_step is not None:
             each_step()
+        lines = None if ahead is None else builder.add(ahead, builder.mul(loop.index, _I64(_TILE)))
         for group in range(_ROW // 4):
+            if lines is not None:
+                prefetch(builder, builder.add(lines, _I64(group * _ROW)))
             operands = [at(builder, vectors_here, part * _TILE + group * _ROW, ints) for part in range(parts)]
             for address, of_row in zip(here, totals):
                 inputs = spread(builder, at(builder, address, group * 4, _I32), ints)

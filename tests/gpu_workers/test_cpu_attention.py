@@ -19,6 +19,7 @@ from gpu_workers.kv_cache import KVCache
 from gpu_workers.layers.rotary import Rotary
 from gpu_workers.models.spec import DecoderSpec, RotarySpec
 from ipc import config as ipc_config
+from tests.gpu_workers import software_tiles
 
 LENGTH = 3000
 # (new tokens, tokens before) of each row.
@@ -86,7 +87,8 @@ def made_step(rows: list[tuple[int, int]], block_size: int) -> StepInputs:
 SHAPES = {
     "grouped bfloat16": {"dim": 64, "group": 7, "kv_heads": 2, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
     "odd float32": {"dim": 20, "group": 1, "kv_heads": 3, "block_size": 5, "dtype": torch.float32, "turned": 12, "window": 7},
-    # On tiles, by AMX or dots where the CPU has them: one tile, more tiles of sums than registers, more heads than a block has rows.
+    # On tiles, by AMX (in software where the CPU has none) or by dots: one tile, more tiles of sums than registers, more heads than a block
+    # has rows, one head.
     "tiles": {"dim": 64, "group": 7, "kv_heads": 2, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
     "wide tiles": {"dim": 96, "group": 20, "kv_heads": 1, "block_size": 32, "dtype": torch.bfloat16, "turned": 48, "window": 7},
     "single tiles": {"dim": 64, "group": 1, "kv_heads": 3, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
@@ -100,7 +102,9 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     with pytest.MonkeyPatch.context() as patch:
         if "tiles" in request.param:
             if not cpu_tiles.available():
-                pytest.skip("this CPU has no matrix unit")
+                if SHAPES[request.param]["group"] == 1 and not cpu_dots.available():
+                    pytest.skip("this CPU has no dot products of bfloat16")
+                software_tiles.use(patch, AttentionKernel)
         else:
             patch.setattr(cpu_tiles, "available", lambda: False)
             if "dots" not in request.param:

@@ -10,8 +10,10 @@ import torch
 from gpu_workers.device import cpu_dots, cpu_tiles
 from gpu_workers.layers import cpu_linear
 from gpu_workers.layers.cpu_linear import FORMATS, PanelLinear, PanelProducts
+from gpu_workers.layers.cpu_linear_vectors import LANES
 from gpu_workers.layers.cpu_tile_linear import TileLinear, TileProducts, supported
 from gpu_workers.quantization.rounding import BITS, Rounded, rounded
+from tests.gpu_workers import software_tiles
 
 SIZES = ((1, 1), (17, 33), (33, 70), (300, 200))
 ROWS = (*range(1, 18), 40, 1100)
@@ -20,8 +22,11 @@ ROWS = (*range(1, 18), 40, 1100)
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 def products(request: pytest.FixtureRequest) -> Iterator[PanelProducts]:
     formats = set(FORMATS) if request.param == torch.bfloat16 else set(BITS)
-    made = PanelProducts(formats, request.param, 2)
-    assert made.wait(110)
+    with pytest.MonkeyPatch.context() as patch:
+        if not cpu_tiles.available() and LANES == cpu_tiles.COLUMNS:
+            software_tiles.use(patch, PanelProducts)
+        made = PanelProducts(formats, request.param, 2)
+        assert made.wait(110)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield made
@@ -49,7 +54,7 @@ def test_products(products: PanelProducts, name: str, size: tuple[int, int]) -> 
 def test_int4_on_tiles_and_without(products: PanelProducts, size: tuple[int, int], least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a matrix unit the number of rows chooses the kernel; here each computes all of them."""
     if not products.tiles:
-        pytest.skip("this CPU has no matrix unit, or it is not for this dtype")
+        pytest.skip("panels of this CPU are no tiles, or it is not for this dtype")
     monkeypatch.setattr(cpu_linear, "TILE_ROWS", least)
     check(products, "int4", size, (1, 5, 16, 33, 70))
 
@@ -115,11 +120,13 @@ def test_rounding_error_is_half_a_step() -> None:
 @pytest.fixture(scope="module", params=["bfloat16 amx", "bfloat16 dots", "int8 amx", "int8 dots"])
 def tiles(request: pytest.FixtureRequest) -> Iterator[TileProducts]:
     dtype, unit = request.param.split()
-    if not supported() or not {"amx": cpu_tiles, "dots": cpu_dots}[unit].available():
-        pytest.skip(f"this CPU has no {unit} for bfloat16 and int8")
+    if unit == "dots" and not (supported() and cpu_dots.available()):
+        pytest.skip("this CPU has no dot products of bfloat16 and int8")
     with pytest.MonkeyPatch.context() as patch:
         if unit == "dots":
             patch.setattr(cpu_tiles, "available", lambda: False)
+        elif not cpu_tiles.available():
+            software_tiles.use(patch, TileProducts)
         made = TileProducts(dtype == "int8", 2)
         assert made.wait(110)
     before = torch.get_num_threads()
