@@ -65,7 +65,10 @@ class Lane:
         return self._identity(sender), self._view[:size]
 
     def forget(self, peer: str) -> None:
+        """Remove what a dealer that died has left."""
         self._peers.pop(peer, None)
+        with contextlib.suppress(OSError):
+            os.unlink(self._of(peer))
 
     def close(self) -> None:
         self._socket.close()

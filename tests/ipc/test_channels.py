@@ -262,6 +262,20 @@ def test_a_message_that_never_comes_holds_nothing_up_for_ever(tmp_path: Path, mo
     run(scenario, tmp_path)
 
 
+def test_a_dead_peer_leaves_no_file(tmp_path: Path) -> None:
+    async def scenario(context: Context, address: str) -> None:
+        server, client, at_server, _ = pair(context, address, asyncio.get_running_loop())
+        client.send(Abort([0]))
+        await until(lambda: len(at_server) == 1)
+        assert sorted(os.listdir(tmp_path)) == ["frontend.0.3.s", "s", "s.lane"]
+        server.forget("frontend.0.3")
+        server.forget("../s")
+        assert sorted(os.listdir(tmp_path)) == ["s", "s.lane"]
+
+    run(scenario, tmp_path)
+    assert os.listdir(tmp_path) in ([], ["s"])
+
+
 def test_numbers_go_on_after_a_message_to_nobody(tmp_path: Path) -> None:
     """What is refused because the peer is not there yet leaves no gap that the first message would wait behind."""
 
