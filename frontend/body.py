@@ -11,10 +11,11 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from frontend.connection import Connection
-from frontend.http_errors import HttpError
+from frontend.http_errors import HttpError, not_supported
 from ipc.errors import InvalidRequestError
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
+_GUIDED = b'"guided_'
 _PATH = re.compile(r" - at `\$\.?([A-Za-z_]\w*)?[^`]*`$")
 
 
@@ -29,7 +30,10 @@ async def read_json(request: web.BaseRequest, shape: msgspec.json.Decoder[Shape]
     Raises HttpError 408, 413, 415, 417, or InvalidRequestError naming the member."""
     raw = await _read(request, limit, any_type)
     try:
-        return shape.decode(raw)
+        body = shape.decode(raw)
+        if _GUIDED in raw:
+            _refuse_guided(raw, body)
+        return body
     except msgspec.ValidationError as error:
         raise misshapen(error) from None
     except msgspec.DecodeError as error:
@@ -38,6 +42,13 @@ async def read_json(request: web.BaseRequest, shape: msgspec.json.Decoder[Shape]
         raise InvalidRequestError("the body is not valid UTF-8", None, "invalid_json") from None
     except RecursionError:
         raise InvalidRequestError("the body is nested too deeply", None, "invalid_json") from None
+
+
+def _refuse_guided(raw: bytes, body: msgspec.Struct) -> None:
+    """Raise InvalidRequestError for a field that asks for structured output by a name that is not known: ignored, it would be missed."""
+    for name, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
+        if name.startswith("guided_") and name not in body.__struct_fields__ and bytes(value) not in (b"null", b"false"):
+            raise not_supported(f"{name:.60} is not known here; structured_outputs takes json, regex, choice and grammar", name[:60])
 
 
 def misshapen(error: msgspec.ValidationError) -> InvalidRequestError:

@@ -60,19 +60,23 @@ async def prepare(
     else:
         splitting, given = formats.with_constraint(splitting, params.structured_outputs)
         params = _constrained(params, given, formats.constraint(tools, splitting))
-    return await client.preparer.prepare(
-        ids,
-        params,
-        text=text,
-        request_id=request_id,
-        priority=integer("priority", body.priority) or 0,
-        cache_salt=body.cache_salt or "",
-        arrival_ns=arrival_ns,
-        timeout=body.timeout,
-        splitting=splitting,
-        truncation=body.truncation(),
-        opened=splitting.opened if splitting is not None and splitting.reasoning is not None else None,
-    )
+    try:
+        return await client.preparer.prepare(
+            ids,
+            params,
+            text=text,
+            request_id=request_id,
+            priority=integer("priority", body.priority) or 0,
+            cache_salt=body.cache_salt or "",
+            arrival_ns=arrival_ns,
+            timeout=body.timeout,
+            splitting=splitting,
+            truncation=body.truncation(),
+            opened=splitting.opened if splitting is not None and splitting.reasoning is not None else None,
+        )
+    except InvalidRequestError as error:
+        # What is wrong with the prompt is wrong with what it was made of.
+        raise error if error.param != "prompt" else InvalidRequestError(error.message, "messages", error.code) from None
 
 
 def echoed(body: ChatRequest) -> str:
