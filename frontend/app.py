@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.http import HttpVersion10
 
 from frontend import http_errors
 from frontend.admission import Admission
@@ -45,6 +46,7 @@ from ipc.errors import InvalidRequestError, QuireError
 
 Handler = Callable[["App", web.BaseRequest], Awaitable[web.StreamResponse]]
 ROUTES: dict[str, dict[str, Handler]] = {
+    "/": {"GET": operation.root},
     "/v1/completions": {"POST": completions.create},
     "/v1/chat/completions": {"POST": chat.create},
     "/v1/responses": {"POST": responses.create},
@@ -214,6 +216,8 @@ class App:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
+        if request.version < HttpVersion10:
+            raise HttpError(400, "HTTP/1.0 and 1.1 are spoken here", None, "http_version")
         if not self._hosts.allow(request.headers.get("Host", "")):
             raise HttpError(403, "this Host is not served here; --allowed-host adds names", None, "host_not_allowed")
         if not self._origins.allow(request.headers.get("Origin", "")):

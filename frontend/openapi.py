@@ -104,6 +104,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/api/version"): Operation("The version", answers.Version),
     ("POST", "/tokenize"): Operation("Tokens of a text or a conversation", answers.Tokens, TokenizeRequest),
     ("POST", "/detokenize"): Operation("The text of tokens", answers.Detokenized, DetokenizeRequest),
+    ("GET", "/"): Operation("That a server is there", kind=TEXT),
     ("GET", "/health"): Operation("Whether it serves", answers.Health),
     ("GET", "/metrics"): Operation("Metrics for Prometheus", kind=TEXT),
     ("GET", "/version"): Operation("The version", answers.Version),

@@ -1,4 +1,4 @@
-"""For those who run the server: GET /health, /metrics, /version, /openapi.json."""
+"""For those who run the server: GET /, /health, /metrics, /version, /openapi.json."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ async def health(app: App, _request: web.BaseRequest) -> web.Response:
     answer = json_answer({"status": problem, **details}, 503)
     answer.headers["Retry-After"] = str(int(RETRY_LOADING_SECONDS))
     return answer
+
+
+async def root(_app: App, _request: web.BaseRequest) -> web.Response:
+    """Ollama's command line asks whether a server is there before it does anything, with HEAD."""
+    return web.Response(text="quire is running\n")
 
 
 async def show_metrics(app: App, _request: web.BaseRequest) -> web.Response:

@@ -130,7 +130,7 @@ def test_a_prompt_too_long_is_told_its_length(server: ApiServer) -> None:
 def test_unknown_model_route_and_method(server: ApiServer) -> None:
     assert check(server.request("POST", COMPLETIONS, {"model": "gpt-9", "prompt": "x"}), 404)["code"] == "model_not_found"
     assert check(server.request("GET", "/v1/models/gpt-9"), 404)["code"] == "model_not_found"
-    for path in ("/", "/v1", "/v2/completions", "/v1/completions/", "/%2e%2e/etc/passwd", "/v1/models/../../x", "/v1//models"):
+    for path in ("//", "/v1", "/v2/completions", "/v1/completions/", "/%2e%2e/etc/passwd", "/v1/models/../../x", "/v1//models"):
         check(server.request("GET", path), 404)
     status, headers, raw = server.request("DELETE", COMPLETIONS)
     check((status, headers, raw), 405)

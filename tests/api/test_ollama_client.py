@@ -233,6 +233,14 @@ WRONG: list[tuple[str, dict[str, Any], int]] = [
 ]
 
 
+def test_the_command_line_finds_a_server(scripted: ApiServer) -> None:
+    for method in ("HEAD", "GET"):
+        status, headers, raw = scripted.request(method, "/", None, KEY)
+        assert (status, headers["content-type"].partition(";")[0]) == (200, "text/plain")
+    assert b"running" in raw
+    assert scripted.request("HEAD", "/")[0] == 401
+
+
 @pytest.mark.parametrize(
     "change, name",
     [
