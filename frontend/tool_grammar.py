@@ -58,7 +58,7 @@ def answer_or_calls(
     opened: bool,
     token_id: TokenId,
 ) -> str | None:
-    """The grammar of an answer that keeps to a JSON schema, or makes calls instead, and reasoning before either where the model reasons.
+    """The grammar of an answer that keeps to a JSON schema, or makes calls instead; before either, reasoning that the prompt has opened.
 
     None where `given` is no JSON schema, or calls are not JSON after a marker: bare ones begin as a document does, and llguidance's
     lexer, being greedy, would go on with the longer of the two.
@@ -66,7 +66,7 @@ def answer_or_calls(
     if given.kind != GrammarKind.JSON_SCHEMA or tools is None or tools.bare or forced_format(tools) is not tools:
         return None
     rules = _Rules(tools, schemas, token_id)
-    lead = rules.lead(reasoning, opened)
+    lead = rules.lead(reasoning, opened) if opened else ""
     return f"start: {lead}(answer | calls)\nanswer: {_answer(given)}\ncalls: {rules.all_calls(parallel)}\n{rules.text}"
 
 

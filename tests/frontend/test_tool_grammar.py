@@ -136,6 +136,7 @@ def test_a_document_or_calls(name: str, opened: bool | None) -> None:
         if (answer := walk(grammar, seed)) is None:
             continue
         message = split.split(answer)
+        assert opened or message.reasoning is None
         if message.calls:
             assert message.content is None, answer
             calls += 1
