@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -71,6 +72,14 @@ class Target:
         if key not in self._clients:
             self._clients[key] = make(**options)
         return self._clients[key]
+
+    def close(self) -> None:
+        """Give back the clients' connections. LangChain's and instructor's keep them in a client of OpenAI's."""
+        for client in self._clients.values():
+            for holder in (client, getattr(client, "root_client", None), getattr(client, "client", None)):
+                close = getattr(holder, "close", None)
+                if close is not None and not inspect.iscoroutinefunction(close):
+                    close()
 
     def plain(self, path: str, body: dict[str, Any]) -> Any:
         """The answer to a request without any client library, asked for once: what every client must get as well."""

@@ -31,7 +31,9 @@ assert openai_cells and other_cells  # importing them fills CELLS
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     # float32: two ways to the same text must not part at a near tie.
     with Server("--dtype", "float32", "--kv-cache-memory", "64M", runtime=tmp_path_factory.mktemp("r")) as running:
-        yield Target(running.ready())
+        tried = Target(running.ready())
+        yield tried
+        tried.close()
     gc.collect()  # some leave their connections to the collector, whose complaint must not hit another test
 
 
