@@ -114,6 +114,21 @@ def test_the_exit_status_tells(status: str, code: int, tmp_path: Path, monkeypat
     assert gpu.main(["--dry-run", "--out", str(tmp_path)]) == code
 
 
+def test_parts_that_all_hang_end_within_nine_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes its whole limit and must be killed; the limits together are more than the total."""
+    clock, part = [0.0], {"status": "cut short", "seconds": 1.0, "results": {}, "wrong": [], "skipped": {}}
+
+    def hang(step: Step, seconds: float, *_: object) -> dict[str, Any]:
+        clock[0] += 0 if seconds < 5 else seconds + gpu.GRACE_SECONDS
+        return part
+
+    monkeypatch.setattr(gpu, "_run", hang)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: clock[0], strftime=time.strftime, gmtime=time.gmtime))
+    assert sum(step.seconds for step in STEPS) > gpu.TOTAL_SECONDS
+    assert gpu.main(["--dry-run", "--out", str(tmp_path)]) == 1
+    assert 500 < clock[0] <= 540
+
+
 def test_no_time_left_is_said(tmp_path: Path) -> None:
     assert gpu._run(Step("machine", 30), 1.0, options(tmp_path), {}, tmp_path)["status"] == "cut short"
 
