@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "kernels_cuda" / "src"
 COMPILER = "g++"
 # Kernels pun types through pointers, hence no strict aliasing; x86-64-v3 has the fp16 conversions and fused multiply-add.
-FLAGS = "-std=c++20 -march=x86-64-v3 -g1 -w -fPIC -shared -fno-strict-aliasing -fvisibility=hidden -fno-gnu-unique".split()
+FLAGS = "-std=c++20 -march=x86-64-v3 -w -fPIC -shared -fno-strict-aliasing -fvisibility=hidden -fno-gnu-unique".split()
 # The sources as they are run often, and -O2 saves a third of that; edited ones, with a bug planted, run a few times, and -Og compiles in
 # two thirds of the time (measured on paged_prefill.cu and sampler.cu).
 OPTIMIZED, QUICK = "-O2", "-Og"

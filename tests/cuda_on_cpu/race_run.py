@@ -16,7 +16,7 @@ from kernels_cuda import activations, logprobs, mla_decode, norms, paged_decode,
 from kernels_cuda.launch import use_backend
 from tests.cuda_on_cpu.emulator import Emulator
 
-FLAGS = ("-fsanitize=thread", "-fno-omit-frame-pointer")
+FLAGS = ("-fsanitize=thread", "-fno-omit-frame-pointer", "-g1")  # with lines, for the reports
 
 
 class Array:
