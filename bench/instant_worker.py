@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.step_stamps import MAX_STEPS
 from frontend.tokenizer import Tokenizer
 from ipc.arena import PlanHeader, ResultHeader
 from ipc.messages import StepPlan, StepResult
 from tests.fake_worker import FakeWorker
-
-MAX_STEPS = 1 << 17
 
 
 class InstantWorker(FakeWorker):

@@ -73,7 +73,8 @@ class Server:
         return found
 
 
-async def _load(url: str, requests: list[BenchRequest], concurrency: int) -> tuple[list[report.RequestTiming], float]:
+async def load(url: str, requests: list[BenchRequest], concurrency: int) -> tuple[list[report.RequestTiming], float]:
+    """Each request's timing and the seconds of all, so many at a time."""
     async with LoadClient(url, "", {}) as probe:
         name, _ = await probe.first_model()
     async with LoadClient(url, name, {}) as client:
@@ -83,7 +84,7 @@ async def _load(url: str, requests: list[BenchRequest], concurrency: int) -> tup
 def measure(server: Server, requests: list[BenchRequest], concurrency: int) -> dict[str, Any]:
     """One run: client figures, CPU per token and stage times per step."""
     before, counted, busy, own = server.cpu_seconds(), server.counters(), machine.busy_seconds(), time.process_time()
-    timings, wall_s = uvloop.run(_load(server.url, requests, concurrency))
+    timings, wall_s = uvloop.run(load(server.url, requests, concurrency))
     own = time.process_time() - own
     after, counters = server.cpu_seconds(), server.counters()
     summary = report.summarize(timings, wall_s)
@@ -120,7 +121,7 @@ def main() -> None:
         for repeat in range(arguments.repeat):
             for level in map(int, arguments.concurrency.split(",")):
                 seed += 1
-                load: Workload = (
+                work: Workload = (
                     workload.from_file(arguments.workload)
                     if arguments.workload
                     else workload.random_tokens(
@@ -128,9 +129,9 @@ def main() -> None:
                     )
                 )
                 if seed == 1:
-                    asyncio.run(_load(server.url, load.requests[:1] * 2, 1))  # warm up
-                runs.append({"repeat": repeat, "workload": load.name, **measure(server, load.requests, level)})
-                report.print_table(f"{load.name} at {level}", runs[-1])
+                    asyncio.run(load(server.url, work.requests[:1] * 2, 1))  # warm up
+                runs.append({"repeat": repeat, "workload": work.name, **measure(server, work.requests, level)})
+                report.print_table(f"{work.name} at {level}", runs[-1])
         startup_s = server.startup_s
     document = {"startup_s": startup_s, "flags": flags, "runs": runs, "environment": report.environment()}
     document["environment"]["command"] = report.command("python -m bench.serving", sys.argv[1:])

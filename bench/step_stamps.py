@@ -1,20 +1,24 @@
-"""Stamps of a step's way through scheduler and frontend, for bench.step_path: imported into those processes, it wraps what they call.
+"""Stamps of a step on its way through worker, scheduler and frontend, for bench.step_path: imported into them, it wraps what they call.
 
 The file that BENCH_STAMPS names holds int64[len(STAMPS), MAX_STEPS] CLOCK_MONOTONIC nanoseconds; one process writes each row.
 """
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
 import os
+import sys
 import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from bench.instant_worker import MAX_STEPS
-
+MAX_STEPS = 1 << 17
 # In the order of the tokens' way; the next step's doorbell rings after they are sent, or before that if the worker has no step in hand.
-STAMPS = ("result read", "applied", "tokens sent", "tokens read", "frames sent", "all written", "next rung")
+STAMPS = ("sampled", "result read", "applied", "tokens sent", "tokens read", "frames sent", "all written", "next rung")
 VARIABLE = "BENCH_STAMPS"
 
 
@@ -22,53 +26,103 @@ def create(path: str) -> np.memmap[Any, np.dtype[np.int64]]:
     return np.memmap(path, np.int64, "w+", shape=(len(STAMPS), MAX_STEPS))
 
 
-def install() -> None:
-    """Wrap the methods of both roles; only one of them is ever called in a process."""
-    from frontend.engine_client import EngineClient
-    from scheduler_proc.loop import SchedulerActor
-    from scheduler_proc.scheduler import Scheduler
-    from scheduler_proc.worker_group import WorkerGroup
+class Stamps:
+    """Wraps the methods of whatever role this process has."""
 
-    stamps = np.memmap(os.environ[VARIABLE], np.int64, "r+", shape=(len(STAMPS), MAX_STEPS))
-    step = 0  # whose result the scheduler has in hand
+    def __init__(self, path: str) -> None:
+        self._stamps = np.memmap(path, np.int64, "r+", shape=(len(STAMPS), MAX_STEPS))
+        self._step = 0  # whose result the scheduler has in hand
 
-    def mark(name: str, of: int) -> None:
-        stamps[STAMPS.index(name), of % MAX_STEPS] = time.monotonic_ns()
+    def mark(self, name: str, step: int) -> None:
+        self._stamps[STAMPS.index(name), step % MAX_STEPS] = time.monotonic_ns()
 
-    on_result, apply, ring, send, on_tokens = (
-        SchedulerActor._on_result, Scheduler.apply, WorkerGroup.ring, SchedulerActor._send, EngineClient._on_tokens
-    )  # fmt: skip
+    def worker(self, module: Any) -> None:
+        done = module.Worker._done
 
-    def stamped_on_result(self: Any, peer: str, message: Any) -> None:
-        nonlocal step
-        step = message.step
-        mark("result read", step)
-        on_result(self, peer, message)
+        def stamped(worker: Any, step: Any) -> None:
+            self.mark("sampled", step.number)
+            done(worker, step)
 
-    def stamped_apply(self: Any, *arguments: Any) -> Any:
-        emissions = apply(self, *arguments)
-        mark("applied", step)
-        return emissions
+        module.Worker._done = stamped
 
-    def stamped_ring(self: Any, *arguments: Any) -> None:
-        ring(self, *arguments)
-        mark("next rung", step)
+    def loop(self, module: Any) -> None:
+        on_result, send = module.SchedulerActor._on_result, module.SchedulerActor._send
 
-    def stamped_send(self: Any, emissions: list[Any]) -> None:
-        send(self, emissions)
-        if emissions:
-            mark("tokens sent", step)
+        def stamped_on_result(actor: Any, peer: str, message: Any) -> None:
+            self._step = message.step
+            self.mark("result read", self._step)
+            on_result(actor, peer, message)
 
-    def stamped_on_tokens(self: Any, message: Any) -> None:
-        mark("tokens read", message.step)
-        on_tokens(self, message)
-        mark("frames sent", message.step)
-        # What a full socket left over is written after the callbacks of this turn, and so before those of the second from here.
-        self._loop.call_soon(self._loop.call_soon, mark, "all written", message.step)
+        def stamped_send(actor: Any, emissions: list[Any]) -> None:
+            send(actor, emissions)
+            if emissions:
+                self.mark("tokens sent", self._step)
 
-    SchedulerActor._on_result, Scheduler.apply, WorkerGroup.ring = stamped_on_result, stamped_apply, stamped_ring  # type: ignore[method-assign]
-    SchedulerActor._send, EngineClient._on_tokens = stamped_send, stamped_on_tokens  # type: ignore[method-assign]
+        module.SchedulerActor._on_result, module.SchedulerActor._send = stamped_on_result, stamped_send
+
+    def scheduler(self, module: Any) -> None:
+        apply = module.Scheduler.apply
+
+        def stamped(scheduler: Any, *arguments: Any) -> Any:
+            emissions = apply(scheduler, *arguments)
+            self.mark("applied", self._step)
+            return emissions
+
+        module.Scheduler.apply = stamped
+
+    def group(self, module: Any) -> None:
+        ring = module.WorkerGroup.ring
+
+        def stamped(group: Any, *arguments: Any) -> None:
+            ring(group, *arguments)
+            self.mark("next rung", self._step)
+
+        module.WorkerGroup.ring = stamped
+
+    def frontend(self, module: Any) -> None:
+        on_tokens = module.EngineClient._on_tokens
+
+        def stamped(client: Any, message: Any) -> None:
+            self.mark("tokens read", message.step)
+            on_tokens(client, message)
+            self.mark("frames sent", message.step)
+            # What a full socket left over is written after the callbacks of this turn, and so before those of the second from here.
+            client._loop.call_soon(client._loop.call_soon, self.mark, "all written", message.step)
+
+        module.EngineClient._on_tokens = stamped
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls a hook with a module when that has been imported, whoever imports it."""
+
+    def __init__(self, hooks: dict[str, Callable[[Any], None]]) -> None:
+        self._hooks = hooks
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+        hook = self._hooks.pop(name, None)
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if hook is not None else None
+        if hook is None or spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_hook(module: ModuleType) -> None:
+            run(module)
+            hook(module)
+
+        spec.loader.exec_module = run_and_hook  # type: ignore[method-assign]
+        return spec
+
+
+def install(path: str) -> None:
+    stamps = Stamps(path)
+    hooks = {
+        "gpu_workers.worker": stamps.worker, "scheduler_proc.loop": stamps.loop, "scheduler_proc.scheduler": stamps.scheduler,
+        "scheduler_proc.worker_group": stamps.group, "frontend.engine_client": stamps.frontend,
+    }  # fmt: skip
+    for name in [name for name in hooks if name in sys.modules]:
+        hooks.pop(name)(sys.modules[name])
+    sys.meta_path.insert(0, _AfterImport(hooks))
 
 
 if os.environ.get(VARIABLE):
-    install()
+    install(os.environ[VARIABLE])

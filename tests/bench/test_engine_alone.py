@@ -43,9 +43,15 @@ def test_a_delay_is_counted_from_the_latest_step_of_that_word() -> None:
 
 def test_each_stage_of_a_step_is_stamped_in_order() -> None:
     result = step_path.measure(rows=4, steps=40, pace=0.005)
-    assert set(result["stages_us"]) == set(step_path.LINES)
-    assert all(value > 0 for name, value in result["stages_us"].items() if not name.startswith("tokens:")), result
-    assert result["sampled_to_client_ms"]["p50"] * 1e3 > result["stages_us"]["apply"]
+    stages = result["stages_us"]
+    assert set(stages) == {*step_path.LINES, "sampled to client, p50", "sampled to client, p99"}
+    assert all(value > 0 for name, value in stages.items() if not name.startswith("tokens:")), result
+    assert stages["apply"] < stages[step_path.MIDDLE] and stages["apply"] < stages["sampled to client, p50"]
+
+
+def test_the_steps_of_a_real_worker_are_stamped_too() -> None:
+    stages = step_path.measure_model("", 2, 60, [])["stages_us"]
+    assert set(stages) == set(step_path.LINES) and stages["apply"] > 0 and stages[step_path.MIDDLE] > stages["apply"]
 
 
 @pytest.mark.slow
