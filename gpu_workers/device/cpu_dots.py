@@ -6,7 +6,7 @@ four unsigned bytes with four signed ones. Written as inline assembly, since LLV
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import llvmlite.binding
 from llvmlite import ir
@@ -44,16 +44,16 @@ def dot_int8(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed:
 
 def multiply_tiles(
     builder: ir.IRBuilder, rows: Sequence[tuple[ir.Value, int]], parts: int, x_step: int, vectors: ir.Value, vectors_step: int,
-    count: ir.Value, sums: ir.Value, fresh: ir.Value | None, int8: bool = False, each_step: Callable[[], None] | None = None,
-    lanes: int = 16, ahead: ir.Value | None = None,
+    count: ir.Value, sums: ir.Value, fresh: ir.Value | None, int8: bool = False, lanes: int = 16, ahead: ir.Value | None = None,
+    part_bytes: int = _TILE, group_bytes: int = _ROW,
 ) -> None:  # fmt: skip
     """sums[row, part] += row . part over `count` steps of 64 bytes of inputs, in the layout of tiles (cpu_tiles.py).
 
     rows: address of a row's 64 bytes, x_step bytes apart from step to step, and where its sums lie, in bytes after `sums`. vectors: `parts`
-    tiles a step, one after the other, steps `vectors_step` bytes apart; a part's sums are a tile behind those of the part before.
-    The sums begin with zero where `fresh` (None: always). All stay in registers: rows times parts is 24 at most. lanes: 16, or 8 where
-    the other half of each part does not matter. each_step: code that goes into each step. ahead: so many steps times 16 lines of memory
-    are asked for from there on, a line with each four bytes of inputs: more at once would have to wait for one another.
+    tiles a step, `part_bytes` apart, their rows `group_bytes` apart, steps `vectors_step` bytes apart; a part's sums are a tile behind
+    those of the part before. The sums begin with zero where `fresh` (None: always). All stay in registers: rows times parts is 24 at most.
+    lanes: 16, or 8 where the other half of each part does not matter. ahead: from there on memory is asked for, a line with each four
+    bytes of inputs: more at once would wait for one another.
     """
     ints = ir.VectorType(_I32, lanes)
     kind, product = (ints, dot_int8) if int8 else (ir.VectorType(ir.FloatType(), lanes), dot)
@@ -75,13 +75,11 @@ def multiply_tiles(
     with cgutils.for_range(builder, count) as loop:
         here = [builder.add(address, builder.mul(loop.index, _I64(x_step))) for address, _ in rows]
         vectors_here = builder.add(vectors, builder.mul(loop.index, _I64(vectors_step)))
-        if each_step is not None:
-            each_step()
         lines = None if ahead is None else builder.add(ahead, builder.mul(loop.index, _I64(_TILE)))
         for group in range(_ROW // 4):
             if lines is not None:
                 prefetch(builder, builder.add(lines, _I64(group * _ROW)))
-            operands = [at(builder, vectors_here, part * _TILE + group * _ROW, ints) for part in range(parts)]
+            operands = [at(builder, vectors_here, part * part_bytes + group * group_bytes, ints) for part in range(parts)]
             for address, of_row in zip(here, totals):
                 inputs = spread(builder, at(builder, address, group * 4, _I32), ints)
                 for operand, variables in zip(operands, of_row):
