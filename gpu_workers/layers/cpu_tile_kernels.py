@@ -2,10 +2,11 @@
 
 Weights, bfloat16 or int8, lie in panels of PANEL outputs, each a run of [64 bytes of inputs: 2 tiles of 16 outputs], so that a panel is
 read from its first byte to its last; the step's rows are laid out as tiles before (cpu_tile_rows.py). Two units multiply them: AMX
-(device/cpu_tiles.py), for which the layout is made, and the dot instructions of 512-bit vectors (device/cpu_dots.py), which find a row of a
-tile of weights in a vector and a row's pair of inputs in an int32. A thread multiplies a panel with one or two tiles of rows at a time: on
-AMX two blocks of 16 rows of bfloat16; with int8 the two digits of one block's whole numbers. On AMX, where a panel takes less time than its
-memory does to come, it asks for that of what comes next meanwhile. With many rows, inputs are taken in chunks, each for all rows, so that operands stay in the caches.
+(device/cpu_tiles.py), for which the layout is made, and the dot products of 512-bit vectors (device/cpu_dots.py), which find a row of a
+tile of weights in a vector and a row's pair of inputs in an int32. A thread multiplies a panel with one or two tiles of rows at a time:
+on AMX two blocks of 16 rows of bfloat16; with int8 the two digits of one block's whole numbers. On AMX, where a panel is multiplied
+faster than its memory comes, it asks for that of what follows meanwhile. With many rows, inputs are taken in chunks, each for all rows,
+so that operands stay in the caches.
 """
 
 from __future__ import annotations

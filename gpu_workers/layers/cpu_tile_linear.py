@@ -1,10 +1,10 @@
 """Matrix products of our own for bfloat16 activations and bfloat16 or int8 weights: by AMX (device/cpu_tiles.py) or, where there is none,
 by the dot products of 512-bit vectors (device/cpu_dots.py).
 
-Against oneDNN's on the same bfloat16 weights: a decode step of few rows takes 0.5 to 0.6 of the time, since memory is asked for ahead and
-lies in huge pages; from 64 rows on both are alike (docs/benchmarks.md). With int8 weights, a row of activations becomes whole numbers of 16
-bits, whose two digits are multiplied as int8 each: exact sums (of up to 2**17 inputs), in the time of bfloat16 and with half the memory.
-Until the kernels are compiled, torch computes from the plain weight.
+Against oneDNN's on the same bfloat16 weights: a decode step of few rows takes 0.5 to 0.7 of the time, since memory is read in one run of
+huge pages; from 64 rows on both are alike (docs/benchmarks.md). With int8 weights, a row of activations becomes whole numbers of 16 bits,
+whose two digits are multiplied as int8 each: exact sums (of up to 2**16 inputs), in the time of bfloat16 and with half the memory. Until
+the kernels are compiled, torch computes from the plain weight.
 """
 
 from __future__ import annotations
