@@ -58,20 +58,15 @@ def multiply_tiles(
     ints = ir.VectorType(_I32, lanes)
     kind, product = (ints, dot_int8) if int8 else (ir.VectorType(ir.FloatType(), lanes), dot)
     zero = everywhere(kind, 0)
-    # A chain of additions waits for each of them: with few rows, two chains side by side.
-    chains = 2 if len(rows) * parts <= 4 else 1
+    # One sum each, whatever the number of rows: a row's bits do not depend on how many others there are.
     totals = []
     for _, place in rows:
-        of_row = []
-        for part in range(parts):
+        totals.append([cgutils.alloca_once(builder, kind) for _ in range(parts)])
+        for part, variable in enumerate(totals[-1]):
             before = zero
             if fresh is not None:
                 before = builder.select(fresh, zero, at(builder, sums, place + part * _TILE, kind))
-            variables = [cgutils.alloca_once(builder, kind) for _ in range(chains)]
-            for value, variable in zip([before, zero], variables):
-                builder.store(value, variable)
-            of_row.append(variables)
-        totals.append(of_row)
+            builder.store(before, variable)
     with cgutils.for_range(builder, count) as loop:
         here = [builder.add(address, builder.mul(loop.index, _I64(x_step))) for address, _ in rows]
         vectors_here = builder.add(vectors, builder.mul(loop.index, _I64(vectors_step)))
@@ -82,12 +77,8 @@ def multiply_tiles(
             operands = [at(builder, vectors_here, part * part_bytes + group * group_bytes, ints) for part in range(parts)]
             for address, of_row in zip(here, totals):
                 inputs = spread(builder, at(builder, address, group * 4, _I32), ints)
-                for operand, variables in zip(operands, of_row):
-                    variable = variables[group % chains]
+                for operand, variable in zip(operands, of_row):
                     builder.store(product(builder, builder.load(variable), operand, inputs), variable)
     for (_, place), of_row in zip(rows, totals):
-        for part, variables in enumerate(of_row):
-            total, *others = (builder.load(variable) for variable in variables)
-            for other in others:
-                total = builder.add(total, other) if int8 else builder.fadd(total, other)
-            put(builder, total, sums, place + part * _TILE)
+        for part, variable in enumerate(of_row):
+            put(builder, builder.load(variable), sums, place + part * _TILE)

@@ -153,6 +153,15 @@ def test_products_on_tiles(tiles: TileProducts, size: tuple[int, int]) -> None:
             torch.set_num_threads(2)
 
 
+def test_a_row_on_tiles_has_the_same_bits_whatever_is_beside_it(tiles: TileProducts) -> None:
+    torch.manual_seed(0)
+    linear = TileLinear(tiles, held("int8" if tiles.int8 else "", torch.randn(70, 1100).bfloat16())[0])
+    x = torch.randn(70, 1100).bfloat16()
+    together = linear(x, None)
+    for first, count in ((0, 1), (3, 2), (20, 3), (5, 4), (31, 7), (40, 9), (1, 40)):
+        assert torch.equal(linear(x[first : first + count], None), together[first : first + count])
+
+
 def test_tiles_serve_before_the_kernels_are_ready(tiles: TileProducts) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 64).bfloat16()
