@@ -268,6 +268,8 @@ class Channel(Generic[Incoming]):
         if number < following or (early is not None and number in early):
             raise ProtocolError(f"message {number} from {peer or 'the peer'} a second time")
         if number > following:
+            if early is not None and len(early) >= MAX_QUEUED:
+                raise ProtocolError(f"message {number} from {peer or 'the peer'}: {MAX_QUEUED} wait for {following} already")
             self._early.setdefault(peer, {})[number] = bytes(body)
             self._look_later()
             return

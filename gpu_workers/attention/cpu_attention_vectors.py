@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.device.cpu_vectors import put, read, write
+from gpu_workers.device.cpu_vectors import put, read, totals, write
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 # Query heads whose sums are kept in registers together while values stream by: AVX-512 has 32 registers.
@@ -68,14 +68,6 @@ class _Vectors:
             )
         return self.builder.extract_element(value, _I32(0))
 
-    def totals(self, values: list[ir.Value]) -> ir.Value:
-        """The sums of as many vectors as one has lanes, in their order: each round adds neighbours and halves the number of vectors."""
-        even, odd = (ir.Constant(ir.VectorType(_I32, self.lanes), list(range(first, 2 * self.lanes, 2))) for first in (0, 1))
-        while len(values) > 1:
-            pairs = zip(values[::2], values[1::2])
-            values = [self.builder.fadd(self.builder.shuffle_vector(a, b, even), self.builder.shuffle_vector(a, b, odd)) for a, b in pairs]
-        return values[0]
-
     def dot(self, query: list[ir.Value], key: list[ir.Value]) -> ir.Value:
         """Lane by lane products, added up over the vectors."""
         products = None
@@ -111,7 +103,7 @@ def score_keys(_context, query, keys, scores, stride, dim, group, size, bf16):  
             query_of = vectors.load(query_at, 0, False)
             for first in range(0, count, vectors.lanes):
                 keys_of = [vectors.load(keys_at, (first + key) * width, narrow) for key in range(vectors.lanes)]
-                vectors.store([vectors.totals([vectors.dot(query_of, key) for key in keys_of])], scores_at, first)
+                vectors.store([totals(builder, [vectors.dot(query_of, key) for key in keys_of])], scores_at, first)
             return ir.Constant(_I64, 0)
         with cgutils.for_range(builder, _I64(count)) as loop:
             key = vectors.load(builder.add(keys_at, builder.mul(loop.index, _I64(width * number))), 0, narrow)

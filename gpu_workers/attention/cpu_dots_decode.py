@@ -39,7 +39,7 @@ from gpu_workers.attention.cpu_attention import (
 from gpu_workers.attention.cpu_tile_vectors import LEAST, exponential
 from gpu_workers.device.cpu_dots import dot
 from gpu_workers.device.cpu_native import as_float, ask_for, pointer
-from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, put, spread, write
+from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, put, spread, totals, write
 from gpu_workers.layers.cpu_linear_vectors import fetch_add
 
 LANES, DEPTH = 16, 32
@@ -60,15 +60,6 @@ def heads_together(dim: int, kv_heads: int, size: int) -> int:
 def decode_bytes(dim: int, kv_heads: int, size: int, keys: int) -> int:
     """Scratch memory that one thread needs for parts of `keys` keys."""
     return heads_together(dim, kv_heads, size) * ((4 + 2) * keys + 4 * dim + 64) + 64
-
-
-def _totals(builder: ir.IRBuilder, values: list[ir.Value]) -> ir.Value:
-    """The sums of 16 vectors, in their order: each round adds neighbours and halves the number of vectors."""
-    even, odd = (ir.Constant(ir.VectorType(_I32, LANES), list(range(first, 2 * LANES, 2))) for first in (0, 1))
-    while len(values) > 1:
-        pairs = zip(values[::2], values[1::2])
-        values = [builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd)) for a, b in pairs]
-    return values[0]
 
 
 def _across(builder: ir.IRBuilder, value: ir.Value, join: Any) -> ir.Value:
@@ -99,7 +90,7 @@ def _score_keys(_context, query, keys, scores, dim, size):  # type: ignore[no-un
                 for part, value in zip(parts, query_of):
                     total = dot(builder, total, value, at(builder, keys_at, key * width * 2 + part, _INTS, 2))
                 sums.append(total)
-            put(builder, _totals(builder, sums), scores_at, first * 4)
+            put(builder, totals(builder, sums), scores_at, first * 4)
         return ir.Constant(_I64, 0)
 
     return types.int64(types.int64, types.int64, types.int64, dim, size), code
@@ -162,8 +153,8 @@ def _add_values(_context, weights, values, sums, first, last, dim, size):  # typ
 
         def turn(masked: bool) -> None:
             for part in range(0, width, DEPTH):
-                totals = [[at(builder, sums_at, (part + tile * LANES) * 4, _FLOATS) for tile in range(2)]]
-                totals += [[everywhere(_FLOATS, 0.0)] * 2 for _ in range(_CHAINS - 1)]
+                parts_of = [[at(builder, sums_at, (part + tile * LANES) * 4, _FLOATS) for tile in range(2)]]
+                parts_of += [[everywhere(_FLOATS, 0.0)] * 2 for _ in range(_CHAINS - 1)]
                 for pair in range(count // 2):
                     both = []
                     for key in (2 * pair, 2 * pair + 1):
@@ -173,13 +164,13 @@ def _add_values(_context, weights, values, sums, first, last, dim, size):  # typ
                             value = builder.select(known, value, everywhere(_HALVES, 0))
                         both.append(value)
                     weight = spread(builder, at(builder, weights_at, pair * 4, _I32, 2), _INTS)
-                    chain = totals[pair % _CHAINS]
+                    chain = parts_of[pair % _CHAINS]
                     for tile, order in enumerate(orders):
                         mixed = builder.bitcast(builder.shuffle_vector(*both, order), _INTS)
                         chain[tile] = dot(builder, chain[tile], mixed, weight)
                 for tile in range(2):
-                    total = totals[0][tile]
-                    for chain in totals[1:]:
+                    total = parts_of[0][tile]
+                    for chain in parts_of[1:]:
                         total = builder.fadd(total, chain[tile])
                     put(builder, total, sums_at, (part + tile * LANES) * 4)
 
@@ -237,7 +228,7 @@ def decode_by_dots(address, mine, dim, kv_heads, size, together):  # type: ignor
     totals_at = states_at + together * 64
     scores_at = totals_at + together * dim * 4
     states = carray(pointer(states_at), (together, 16), np.float32)
-    totals = carray(pointer(totals_at), (together, dim), np.float32)
+    sums = carray(pointer(totals_at), (together, dim), np.float32)
     start = fetch_add(a[COUNTERS] + 8, portion)
     while start < items:
         for item in range(start, min(start + portion, items)):
@@ -272,7 +263,7 @@ def decode_by_dots(address, mine, dim, kv_heads, size, together):  # type: ignor
                 place = h * blocks * size
                 _soften(scores_at + place * 4, blocks * size, low, high, scale, weights_at + place * 2, states_at + h * 64)
                 for d in range(dim):
-                    totals[h, d] = np.float32(0.0)
+                    sums[h, d] = np.float32(0.0)
             for b in range(blocks):
                 if next_first + b < next_end:
                     ask_for(a[V_CACHE] + (np.int64(tables[next_row, next_first + b]) * kv_heads + next_head) * block_bytes, run_bytes)
@@ -285,7 +276,7 @@ def decode_by_dots(address, mine, dim, kv_heads, size, together):  # type: ignor
                 if split > 1:
                     place = part * kv_heads + head + h
                     for d in range(dim):
-                        partials[place, d] = totals[h, d]
+                        partials[place, d] = sums[h, d]
                     partials[place, dim], partials[place, dim + 1] = states[h, 0], states[h, 1]
                 else:
                     out_at = a[OUT] + (token * kv_heads + head + h) * dim * 2

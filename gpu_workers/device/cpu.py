@@ -67,7 +67,8 @@ class CPUDevice:
         self._panels: PanelProducts | None = None
         self._tiles: TileProducts | None = None
         self._quantization = config.model.quantization
-        self._choice, self._began = ThreadChoice(self.threads), 0.0
+        # With several workers a step's time is that of the slowest.
+        self._choice, self._began = ThreadChoice(self.threads, learns=self.num_workers == 1), 0.0
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
 
@@ -85,9 +86,7 @@ class CPUDevice:
         self._began = time.perf_counter()
 
     def end_step(self) -> None:
-        if self.num_workers == 1:
-            # With several workers a step's time is that of the slowest.
-            self._choice.took(time.perf_counter() - self._began)
+        self._choice.took(time.perf_counter() - self._began)
 
     def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:
         if wanted is not None:

@@ -64,6 +64,16 @@ def swapped(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> list[ir.Value]:
     return values
 
 
+def totals(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
+    """The sums of as many vectors as one has lanes, in their order: each round adds neighbours and halves the number of vectors."""
+    values, lanes = list(rows), len(rows)
+    even, odd = (ir.Constant(ir.VectorType(_I32, lanes), list(range(first, 2 * lanes, 2))) for first in (0, 1))
+    while len(values) > 1:
+        pairs = zip(values[::2], values[1::2])
+        values = [builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd)) for a, b in pairs]
+    return values[0]
+
+
 def floats(lanes: int) -> ir.VectorType:
     return ir.VectorType(_F32, lanes)
 

@@ -22,8 +22,9 @@ TRY, REMEMBER, BETTER = 32, 7, 0.95
 class ThreadChoice:
     """Ask `choose` before a step and tell `took` after it."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, learns: bool = True) -> None:
+        """learns: False where a step's time says nothing of this choice; then the first guess stands."""
+        self._threads, self._learns = threads, learns
         self._sizes: dict[int, _Size] = {}
         self._now: tuple[_Size, int, float] | None = None
 
@@ -32,8 +33,8 @@ class ThreadChoice:
         self._now = None
         if self._threads == 1 or alone < LEAST:
             return 1
-        if alone > MOST:
-            return self._threads
+        if alone > MOST or not self._learns:
+            return self._threads if alone >= WORTH_THREADS else 1
         key = round(2 * math.log2(alone / LEAST))
         size = self._sizes.get(key)
         if size is None:

@@ -26,6 +26,12 @@ def test_first_guesses_and_what_is_never_tried() -> None:
     assert set(run(ThreadChoice(1), LARGE, 5 * TRY, {1: 1.0})) == {1}
 
 
+def test_without_learning_the_first_guess_stands() -> None:
+    choice = ThreadChoice(4, learns=False)
+    assert set(run(choice, SMALL, 5 * TRY, {1: 1.0, 4: 0.1})) == {1}
+    assert set(run(choice, LARGE, 5 * TRY, {1: 0.1, 4: 1.0})) == {4}
+
+
 @pytest.mark.parametrize(("alone", "better", "worse"), [(LARGE, 1, 4), (SMALL, 4, 1)])
 def test_what_takes_less_time_is_kept(alone: float, better: int, worse: int) -> None:
     choice = ThreadChoice(4)

@@ -262,6 +262,27 @@ def test_a_message_that_never_comes_holds_nothing_up_for_ever(tmp_path: Path, mo
     run(scenario, tmp_path)
 
 
+def test_what_waits_for_a_message_before_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "MAX_QUEUED", 5)
+
+    async def scenario(context: Context, address: str) -> None:
+        server, client, at_server, at_client = pair(context, address, asyncio.get_running_loop())
+        client.send(Abort([0]))
+        await until(lambda: len(at_server) == 1)
+        server._sent["frontend.0.3"] = 1
+        for number in range(1, 9):
+            server.send(Tokens(number, 0, b"", b"", b""), "frontend.0.3")
+            await asyncio.sleep(0.001)
+        await until(lambda: client.dropped == 3)
+        assert not at_client and len(client._early[""]) == 5
+        server._sent["frontend.0.3"] = 0
+        server.send(Tokens(0, 0, b"", b"", b""), "frontend.0.3")
+        await until(lambda: len(at_client) == 6)
+        assert [message.step for message in at_client] == list(range(6))
+
+    run(scenario, tmp_path)
+
+
 def test_a_dead_peer_leaves_no_file(tmp_path: Path) -> None:
     async def scenario(context: Context, address: str) -> None:
         server, client, at_server, _ = pair(context, address, asyncio.get_running_loop())
