@@ -8,6 +8,7 @@ variables, variables over the file. Config never changes after start.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 import types
 import typing
@@ -309,6 +310,10 @@ def _suggest(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+# A scheme, a host and maybe a port; a slash at the end does no harm.
+_ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s]+/?")
+
+
 def _check_together(config: Config) -> None:
     parse_bytes(config.cache.kv_cache_memory)
     if config.scheduler.max_num_batched_tokens < config.scheduler.max_num_seqs:
@@ -316,6 +321,9 @@ def _check_together(config: Config) -> None:
             f"max_num_batched_tokens ({config.scheduler.max_num_batched_tokens}) must be at least max_num_seqs "
             f"({config.scheduler.max_num_seqs}), or a full batch could not take one step"
         )
+    for origin in config.server.allowed_origin:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(f"allowed_origin must be * or as browsers send it, https://app.example or http://host:3000, got {origin!r}")
 
 
 def parse_bytes(text: str) -> int | None:

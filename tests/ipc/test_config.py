@@ -28,6 +28,9 @@ def test_lists_and_booleans_come_from_the_environment() -> None:
 @pytest.mark.parametrize(
     ("flags", "environ", "text"),
     [
+        ({"allowed_origin": ["*", "app.example"]}, {}, ["allowed_origin", "https://app.example", "got 'app.example'"]),
+        ({"allowed_origin": ["https://app.example/page"]}, {}, ["allowed_origin", "/page"]),
+        ({"allowed_origin": [""]}, {}, ["allowed_origin", "got ''"]),
         ({"port": 99999}, {}, ["--port", "99999"]),
         ({"prot": 1}, {}, ["prot", "'port'"]),
         ({"dtype": "int3"}, {}, ["--dtype", "bfloat16", "int3"]),
