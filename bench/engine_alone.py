@@ -1,10 +1,11 @@
 """The engine without a model: real frontends and scheduler, a worker that samples at once, and thousands of streams over HTTP.
 
-    python -m bench.engine_alone [--streams 256,1024,4096] [--frontends 1,2,4] [--tokens 64] [--pace-ms 0] [--json]
+    python -m bench.engine_alone [--streams 256,1024,4096] [--frontends 1,2,4] [--tokens 64] [--pace-ms 0] [--rest-ms 0] [--json]
 
 Prints tokens per second and CPU microseconds per token of each process, how evenly connections fell on the frontends, memory per open
 stream and per idle connection, and the time from a token's sampling to its arrival at the client. With --pace-ms 20 the worker takes a
-step each 20 ms, so that latency is the engine's and not a queue's. The client shares the machine.
+step each 20 ms, so that latency is the engine's and not a queue's. The client shares the machine; with --rest-ms 4 it reads each 4 ms
+instead of at once, so that the server's sends need not wake it.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure(
-    streams: int, frontends: int, tokens: int, rounds: int, pace: float, inspect: Callable[[ApiServer], object] | None = None
-) -> dict[str, Any]:
-    """One configuration; inspect: called with the server after the load, before it ends."""
+    streams: int, frontends: int, tokens: int, rounds: int, pace: float, rest: float = 0.0,
+    inspect: Callable[[ApiServer], object] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One configuration; rest: see stream_load.Order; inspect: called with the server after the load, before it ends."""
     config = Config(
         scheduler=SchedulerConfig(max_num_seqs=max(streams, 2), max_num_batched_tokens=max(8192, streams)),
         parallel=ParallelConfig(frontends=frontends),
@@ -50,8 +52,8 @@ def measure(
         tempfile.TemporaryDirectory() as directory,
         api_server(config, frontends, kind=InstantWorker, words=cycle, pace=pace, num_blocks=blocks) as server,
     ):
-        order = Order(server.port, streams, tokens, rounds, tokenizer_words, os.path.join(directory, "arrivals.npy"))
-        result = {"streams": streams, "frontends": frontends, "pace_ms": pace * 1e3, **_run(server, order)}
+        order = Order(server.port, streams, tokens, rounds, tokenizer_words, os.path.join(directory, "arrivals.npy"), rest)
+        result = {"streams": streams, "frontends": frontends, "pace_ms": pace * 1e3, "rest_ms": rest * 1e3, **_run(server, order)}
         if inspect is not None:
             inspect(server)
         return result
@@ -129,12 +131,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1, help="requests on each connection, one after the other")
     parser.add_argument("--pace-ms", type=float, default=0.0)
+    parser.add_argument("--rest-ms", type=float, default=0.0, help="between two looks of the client at its sockets")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     arguments = parser.parse_args()
     results = []
     for frontends in map(int, arguments.frontends.split(",")):
         for streams in map(int, arguments.streams.split(",")):
-            results.append(measure(streams, frontends, arguments.tokens, arguments.rounds, arguments.pace_ms / 1e3))
+            pace, rest = arguments.pace_ms / 1e3, arguments.rest_ms / 1e3
+            results.append(measure(streams, frontends, arguments.tokens, arguments.rounds, pace, rest))
             print(json.dumps(results[-1]), flush=True)
     if arguments.json:
         print(json.dumps({"bench": "engine_alone", "results": results}))

@@ -1,13 +1,14 @@
 """One decode step end to end: where the microseconds go between a token's sampling and its client.
 
-    python -m bench.step_path [--rows 1,64,256,1024] [--steps 100] [--pace-ms 20] [--model DIR] [--json]
+    python -m bench.step_path [--rows 1,64,256,1024] [--steps 100] [--pace-ms 20] [--rest-ms 0] [--model DIR] [--json]
 
 Real scheduler and frontend processes around a worker that samples at once, a step each `pace` milliseconds, all rows streaming over HTTP;
 or, with --model, `quire serve` as it is, whose worker computes on the cores that the others wake on. Medians over the steps, in
 microseconds; "middle socket" is when half of a step's tokens are with the kernel. A send returns after its reader has woken where that had
 a core to itself: then the stage after it is negative. What lies between two processes contains the other's wake-up, so a busy machine
 shows there first, and a virtual machine's idle core, which wakes slowly. uvloop sends at once what a socket takes: most of the detokenizing
-stage is the kernel's send, once per stream. bench.step and bench.frontend measure scheduler and frontend without it.
+stage is the kernel's send, once per stream, and nearly half of a send is waking a client that waits on the same machine: with --rest-ms 4
+the client reads each 4 ms instead. bench.step and bench.frontend measure scheduler and frontend without sends.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ WARM_UP = 10
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def measure(rows: int, steps: int, pace: float) -> dict[str, Any]:
-    """Around a worker that samples at once."""
+def measure(rows: int, steps: int, pace: float, rest: float) -> dict[str, Any]:
+    """Around a worker that samples at once; pace: seconds from step to step, rest: of the client between two looks at its sockets."""
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "stamps")
         stamps = step_stamps.create(path)
@@ -54,7 +55,7 @@ def measure(rows: int, steps: int, pace: float) -> dict[str, Any]:
             stamps[0, : worker.steps] = worker.sampled[: worker.steps]
 
         try:
-            result = engine_alone.measure(rows, 1, steps, 1, pace, sampled)
+            result = engine_alone.measure(rows, 1, steps, 1, pace, rest, sampled)
         finally:
             del os.environ[step_stamps.VARIABLE], os.environ["TEST_PRELUDE"]
         stages = _stages(stamps, rows)
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--rows", default="1,64,256,1024")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--pace-ms", type=float, default=20.0)
+    parser.add_argument("--rest-ms", type=float, default=0.0, help="between two looks of the client at its sockets; not with --model")
     parser.add_argument("--model", help="model directory, or '' for the bundled one: its worker instead of one that samples at once")
     parser.add_argument("--flags", default="", help="of quire serve, with --model")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -110,7 +112,7 @@ def main() -> None:
     results = []
     for rows in map(int, arguments.rows.split(",")):
         if arguments.model is None:
-            results.append(measure(rows, arguments.steps, arguments.pace_ms / 1e3))
+            results.append(measure(rows, arguments.steps, arguments.pace_ms / 1e3, arguments.rest_ms / 1e3))
         else:
             results.append(measure_model(arguments.model, rows, arguments.steps, arguments.flags.split()))
     print(f"{'rows':36}" + "".join(f"{result['rows']:>10}" for result in results))

@@ -26,6 +26,8 @@ class Order(msgspec.Struct):
     """streams connections to port, each asking `rounds` times, one after the other on the same connection, for `tokens` tokens.
 
     words: text of each token of the worker's cycle. arrivals: file to which (step in the cycle, nanoseconds) of each token are saved.
+    rest: seconds between two looks at the sockets, 0 for as soon as something comes. A client that waits is woken by the server's send,
+    which costs the server as much again as sending; clients on other machines do not cost it that.
     """
 
     port: int
@@ -34,6 +36,7 @@ class Order(msgspec.Struct):
     rounds: int
     words: list[str]
     arrivals: str
+    rest: float = 0.0
 
 
 class Client(asyncio.Protocol):
@@ -80,7 +83,10 @@ async def load(order: Order) -> dict[str, object]:
     began, cpu = time.perf_counter(), time.process_time()
     for client in clients:
         client.begin()
+    resting = loop.create_task(_rest(order.rest)) if order.rest else None
     await asyncio.gather(*done)
+    if resting is not None:
+        resting.cancel()
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     for client in clients:
         client.transport.abort()
@@ -90,6 +96,14 @@ async def load(order: Order) -> dict[str, object]:
     short = Counter(tokens)
     short.pop(expected, None)
     return {"wall_s": wall, "tokens": sum(tokens), "client_cpu_s": cpu, "wrong_lengths": len(short)}
+
+
+async def _rest(seconds: float) -> None:
+    """Sleep without waiting for the sockets, then let everything that has come be read; for ever."""
+    while True:
+        time.sleep(seconds)
+        for _ in range(2):  # the loop looks at its sockets before the second of these callbacks at the latest
+            await asyncio.sleep(0)
 
 
 def arrivals(clients: list[Client], cycle: dict[bytes, int]) -> tuple[list[int], list[int], list[int]]:

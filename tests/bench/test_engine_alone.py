@@ -20,6 +20,14 @@ def test_every_stream_gets_its_tokens_on_connections_that_serve_twice() -> None:
     assert result["tokens_per_s"] > 0
 
 
+def test_a_client_that_rests_gets_the_same_only_later() -> None:
+    rest = 0.2
+    result = engine_alone.measure(streams=4, frontends=1, tokens=40, rounds=1, pace=0.01, rest=rest)
+    assert result["tokens"] == 4 * 40 and result["wrong_lengths"] == 0
+    # Tokens come each 10 ms and are read each 200: half of them wait for more than a quarter of that, whatever the machine does.
+    assert result["sampled_to_client_ms"]["p50"] > 1e3 * rest / 4
+
+
 def test_words_can_be_told_apart_when_they_come_joined() -> None:
     tokenizer = Tokenizer.load(str(DEMO))
     texts = [tokenizer.decode([token]) for token in words(tokenizer).tolist()]
@@ -42,7 +50,7 @@ def test_a_delay_is_counted_from_the_latest_step_of_that_word() -> None:
 
 
 def test_each_stage_of_a_step_is_stamped_in_order() -> None:
-    result = step_path.measure(rows=4, steps=40, pace=0.005)
+    result = step_path.measure(rows=4, steps=40, pace=0.005, rest=0.0)
     stages = result["stages_us"]
     assert set(stages) == {*step_path.LINES, "sampled to client, p50", "sampled to client, p99"}
     assert all(value > 0 for name, value in stages.items() if not name.startswith("tokens:")), result
