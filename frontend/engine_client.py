@@ -274,6 +274,10 @@ class EngineClient:
         tokens = np.frombuffer(message.tokens, dtype=np.int32).tolist()
         ends: dict[int, Finished] = {each.handle: each for each in message.finished} if message.finished else {}
         rows = token_rows(message.logprobs) if message.logprobs is not None else None
+        for started in message.started:
+            stream = self.streams.get(started.handle)
+            if stream is not None and stream.started is None:  # a second one is of a scheduler that came after
+                stream.started = started
         for each in message.prompt_logprobs:
             self._on_prompt_logprobs(each)
         for each_vector in message.embeddings:

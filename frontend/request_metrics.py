@@ -19,11 +19,12 @@ def observe(metrics: Metrics, stream: Stream, reason: str, finished: Finished | 
     if not work.embed:
         _observe_output(metrics, stream)
     if finished is not None:
-        metrics.observe("request_queue_time_seconds", finished.queued_ns * 1e-9)
         metrics.observe("request_num_preemptions", finished.num_preemptions)
-        if finished.first_token_ns:
-            first_step = work.arrival_ns + finished.queued_ns
-            metrics.observe("request_prefill_time_seconds", max(0, finished.first_token_ns - first_step) * 1e-9)
+    if stream.started is not None:
+        metrics.observe("request_queue_time_seconds", stream.started.queued_ns * 1e-9)
+        if stream.first_ns:
+            first_step = work.arrival_ns + stream.started.queued_ns
+            metrics.observe("request_prefill_time_seconds", max(0, stream.first_ns - first_step) * 1e-9)
             metrics.observe("request_inference_time_seconds", max(0, now - first_step) * 1e-9)
 
 

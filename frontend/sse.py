@@ -301,8 +301,8 @@ class SseStream(Stream):
         if self.error is None:
             self._interval = 1
             self._send(self.last_text())
-            if self.finished is not None and self.work.index == 0:
-                self._usage.cached_tokens = (self._usage.cached_tokens or 0) + self.finished.num_cached
+            if self.cached_tokens is not None and self.work.index == 0:
+                self._usage.cached_tokens = (self._usage.cached_tokens or 0) + self.cached_tokens
             reason = encode(self.reason)
             stop = b',"stop_reason":' + encode(self.stop_reason)
             self._response.frame(self, self._chunk(self._shape.empty, b"null", reason + stop))

@@ -19,7 +19,7 @@ from frontend.repetition import RepetitionWatch
 from frontend.stop_strings import stops_of
 from frontend.tokenizer import Tokenizer
 from ipc.grammar import Grammar
-from ipc.messages import Finished, FinishReason
+from ipc.messages import Finished, FinishReason, Started
 from ipc.sampling_params import SamplingParams, ThinkingLimit
 
 REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort", FinishReason.ERROR: "error"}
@@ -58,8 +58,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 class Stream:
     """Base of all readers.
 
-    ids: output tokens so far, a stop token included. reason, stop_reason, error: set by `end`. finished: the scheduler's last word, None
-    when a stop string or an abort ended the stream here.
+    ids: output tokens so far, a stop token included. started: the scheduler's first word on it. reason, stop_reason, error: set by `end`.
+    finished: the scheduler's last word, None when a stop string or an abort ended the stream here.
     """
 
     __slots__ = (
@@ -76,6 +76,7 @@ class Stream:
         "prompt_rows",
         "reason",
         "row",
+        "started",
         "stop_reason",
         "timer",
         "work",
@@ -92,6 +93,7 @@ class Stream:
         self.reason: str | None = None
         self.stop_reason: int | str | None = None
         self.error: Exception | None = None
+        self.started: Started | None = None
         self.finished: Finished | None = None
         self.timer: asyncio.TimerHandle | None = None  # its deadline, while it runs
         self._tokenizer = tokenizer
@@ -159,7 +161,7 @@ class Stream:
 
     @property
     def cached_tokens(self) -> int | None:
-        return None if self.finished is None else self.finished.num_cached
+        return None if self.started is None else self.started.num_cached
 
     @property
     def shown_ids(self) -> list[int]:
@@ -193,7 +195,7 @@ class Stream:
         return found
 
     def metrics(self) -> RequestMetrics:
-        queued = self.finished.queued_ns if self.finished is not None else 0
+        queued = self.started.queued_ns if self.started is not None else 0
         return RequestMetrics(self.work.arrival_ns * 1e-9, self.first_ns * 1e-9, self.last_ns * 1e-9, queued * 1e-9)
 
 

@@ -78,11 +78,22 @@ class Abort(_Message, frozen=True, tag=2):
 # scheduler -> frontend
 
 
+class Started(_Message, frozen=True):
+    """A request runs for the first time; comes before its first token or in the same message, and before its end if it has no token.
+
+    num_cached: prompt tokens that came from the prefix cache. queued_ns: from arrival to its first time in a plan.
+    """
+
+    handle: int
+    num_cached: int
+    queued_ns: int
+
+
 class Finished(_Message, frozen=True):
     """The end of one request; comes in the same message as its last token, if it has one.
 
     stop_token: the token that ended it, -1 if none did. It is emitted and counted like any token; a frontend leaves it out of the
-    text. num_cached: prompt tokens that came from the prefix cache at first admission.
+    text.
     """
 
     handle: int
@@ -90,10 +101,7 @@ class Finished(_Message, frozen=True):
     stop_token: int = -1
     num_prompt: int = 0
     num_output: int = 0
-    num_cached: int = 0
     num_preemptions: int = 0
-    queued_ns: int = 0  # arrival -> first time in a plan
-    first_token_ns: int = 0  # absolute time of the first sampled token
     error: str = ""
 
 
@@ -147,6 +155,7 @@ class Tokens(_Message, frozen=True, tag=3):
     logprobs: Logprobs | None = None
     prompt_logprobs: list[PromptLogprobs] = []
     embeddings: list[Embedding] = []
+    started: list[Started] = []
 
 
 class Refused(_Message, frozen=True, tag=4):

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from ipc.arena import F32, I32, I64, ResultColumns
-from ipc.messages import Embedding, Finished, Logprobs, PromptLogprobs, Tokens
+from ipc.messages import Embedding, Finished, Logprobs, PromptLogprobs, Started, Tokens
 from scheduler_proc.frontends import Frontend
 from scheduler_proc.request import Ending, Request
 from scheduler_proc.rows import NO_LOGPROBS, Rows
@@ -61,11 +61,12 @@ def grouped(rows: I64, columns: Rows) -> I64 | None:
 
 
 class Emitter:
-    """Collects ends, prompt log-probabilities and vectors between steps, and makes the messages."""
+    """Collects starts, ends, prompt log-probabilities and vectors between steps, and makes the messages."""
 
     def __init__(self, rows: Rows, frontends: dict[int, Frontend]) -> None:
         self._rows = rows
         self._frontends = frontends
+        self._started: dict[int, list[Started]] = {}
         self._finished: dict[int, list[Finished]] = {}
         self._prompt: dict[int, list[PromptLogprobs]] = {}
         self._vectors: dict[int, list[Embedding]] = {}
@@ -73,6 +74,11 @@ class Emitter:
     @property
     def pending(self) -> bool:
         return bool(self._finished or self._prompt)
+
+    def started(self, request: Request, num_cached: int) -> None:
+        """Tell of a request's first start in the next message to its frontend, which brings its first token or its end at the latest."""
+        queued_ns = max(request.first_planned_ns - request.arrival_ns, 0)
+        self._started.setdefault(request.frontend.number, []).append(Started(request.handle, num_cached, queued_ns))
 
     def finished(self, request: Request, ending: Ending, num_known: int) -> None:
         """Tell of a request's end in the next message to its frontend."""
@@ -83,10 +89,7 @@ class Emitter:
                 stop_token=ending.stop_token,
                 num_prompt=request.num_prompt,
                 num_output=num_known - request.num_prompt,
-                num_cached=max(request.num_cached, 0),
                 num_preemptions=request.num_preemptions,
-                queued_ns=max(request.first_planned_ns - request.arrival_ns, 0) if request.first_planned_ns else 0,
-                first_token_ns=request.first_token_ns,
                 error=ending.error,
             )
         )
@@ -113,6 +116,7 @@ class Emitter:
 
     def forget(self, frontend: Frontend) -> None:
         """The frontend is gone; nobody reads what waits for it."""
+        self._started.pop(frontend.number, None)
         self._finished.pop(frontend.number, None)
         self._prompt.pop(frontend.number, None)
         self._vectors.pop(frontend.number, None)
@@ -143,13 +147,17 @@ class Emitter:
                             logprobs,
                             self._prompt.pop(number, []) if self._prompt else [],
                             self._vectors.pop(number, []) if self._vectors else [],
+                            self._started.pop(number, []) if self._started else [],
                         ),
                     )
                 )
         if self._finished or self._prompt:
             for number in [*self._finished, *(number for number in self._prompt if number not in self._finished)]:
                 ends, prompts, vectors = self._finished.get(number, []), self._prompt.get(number, []), self._vectors.get(number, [])
-                messages.append((self._frontends[number].identity, Tokens(step, now_ns, b"", b"", b"", ends, None, prompts, vectors)))
+                starts = self._started.pop(number, [])
+                messages.append(
+                    (self._frontends[number].identity, Tokens(step, now_ns, b"", b"", b"", ends, None, prompts, vectors, starts))
+                )
             self._finished.clear()
             self._prompt.clear()
             self._vectors.clear()  # whoever has a vector has an end as well

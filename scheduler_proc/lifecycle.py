@@ -96,7 +96,10 @@ class Lifecycle:
         self.num_constrained += request.constraint is not None
         self.num_behind += is_behind(request.priority)
         self.quarantine.started(request)
+        starts_first = not request.first_planned_ns
         self.counters.admitted(request, num_cached, now_ns)
+        if starts_first:
+            self._emitter.started(request, min(num_cached, request.num_prompt))
         return table
 
     # Out of it

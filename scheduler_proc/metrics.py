@@ -62,7 +62,6 @@ class Counters:
         """A waiting request got a row, with so many of its tokens cached."""
         if not request.first_planned_ns:
             request.first_planned_ns = now_ns
-            request.num_cached = min(num_cached, request.num_prompt)
         if not request.skips_cache:
             self.prefix_queries += len(request.tokens)
             self.prefix_hits += num_cached
@@ -82,10 +81,7 @@ class Counters:
         self.forward_ns += forward_ns
         self.step_tokens += flight.num_tokens
         self.generation_tokens += num_sampled
-        for prefill in flight.prefills:
-            self.prompt_tokens += prefill.count
-            if prefill.sample and not prefill.request.first_token_ns:
-                prefill.request.first_token_ns = now_ns
+        self.prompt_tokens += sum(prefill.count for prefill in flight.prefills)
 
 
 class StatusWriter:

@@ -48,12 +48,10 @@ class Request:
         "constraint",
         "end",
         "first_planned_ns",
-        "first_token_ns",
         "frontend",
         "handle",
         "keys",
         "node",
-        "num_cached",
         "num_preemptions",
         "num_prompt",
         "num_shared",
@@ -113,10 +111,8 @@ class Request:
         self.num_shared = 0
         self.path_open = False
         self.keys: list[bytes] = []
-        self.num_cached = -1
         self.num_preemptions = 0
         self.first_planned_ns = 0
-        self.first_token_ns = 0
         self.worker_deaths = 0
         self.suspect_tokens = 0
         self.setup_bytes = 0

@@ -18,7 +18,19 @@ from frontend.tokenizer import Tokenizer
 from ipc.channels import Channel
 from ipc.config import ChildSpec, Config, ModelInfo
 from ipc.errors import EngineDeadError, InvalidRequestError, QueueFullError, RequestFailedError
-from ipc.messages import Abort, Finished, FinishReason, FrontendToScheduler, Logprobs, PromptLogprobs, RefuseCode, Refused, Submit, Tokens
+from ipc.messages import (
+    Abort,
+    Finished,
+    FinishReason,
+    FrontendToScheduler,
+    Logprobs,
+    PromptLogprobs,
+    RefuseCode,
+    Refused,
+    Started,
+    Submit,
+    Tokens,
+)
 from ipc.sampling_params import SamplingParams
 from tests.frontend import backends
 
@@ -124,7 +136,8 @@ def test_a_submit_says_everything(tmp_path: Path) -> None:
         assert ids_of(submit) == client.tokenizer.encode("hello world")
         assert submit.params.max_tokens == 100 - len(ids_of(submit)), "the window is a bound, too"
         assert sorted(client.tokenizer.decode(word) for word in submit.bad_words) == [" fox", "fox"]
-        scheduler.tokens((submit.handle, 0, 10), finished=[done(submit.handle, 1, num_cached=3, num_prompt=4)])
+        started = Started(submit.handle, num_cached=3, queued_ns=5)
+        scheduler.tokens((submit.handle, 0, 10), finished=[done(submit.handle, 1, num_prompt=4)], started=[started])
         output = await task
         assert output.outputs[0].token_ids == [10] and output.num_cached_tokens == 3 and output.finished
 
@@ -180,7 +193,7 @@ def test_a_new_scheduler_gets_prompt_and_emitted_tokens(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
         task = asyncio.create_task(client.complete("hello", SamplingParams()))
         old = await scheduler.wait(Submit)
-        scheduler.tokens((old.handle, 0, 10), (old.handle, 1, 11))
+        scheduler.tokens((old.handle, 0, 10), (old.handle, 1, 11), started=[Started(old.handle, num_cached=2, queued_ns=5)])
         while not client.streams[old.handle].ids:
             await asyncio.sleep(0.01)
         successor = Scheduler(client._context, client.spec, 2)
@@ -190,8 +203,10 @@ def test_a_new_scheduler_gets_prompt_and_emitted_tokens(tmp_path: Path) -> None:
         assert (new.handle, new.prompt, new.seed, new.arrival_ns) == (old.handle, old.prompt, old.seed, old.arrival_ns)
         assert ids_of(new, "emitted") == [10, 11]
         scheduler.tokens((old.handle, 2, 99))  # the dead one's last words
-        successor.tokens((new.handle, 2, 12), finished=[done(new.handle, 3)])
-        assert (await task).outputs[0].token_ids == [10, 11, 12]
+        successor.tokens((new.handle, 2, 12), finished=[done(new.handle, 3)], started=[Started(new.handle, num_cached=0, queued_ns=9)])
+        output = await task
+        assert output.outputs[0].token_ids == [10, 11, 12]
+        assert output.num_cached_tokens == 2, "what its first tokens cost counts"
         assert len(successor.heard) == 1, "submitted twice"
         successor.channel.close()
 

@@ -15,7 +15,7 @@ import numpy as np
 from ipc.arena import NUM_SLOTS, Dimensions, PlanColumns, PlanHeader, ResultColumns, ResultHeader, RowFlag, RowSetup
 from ipc.config import CacheConfig, Config, ModelConfig, SchedulerConfig, StructuredOutputsConfig
 from ipc.grammar import Grammar, GrammarKind
-from ipc.messages import Finished, FinishReason, PromptLogprobs, Refused, Submit, Tokens
+from ipc.messages import Finished, FinishReason, PromptLogprobs, Refused, Started, Submit, Tokens
 from ipc.sampling_params import SamplingParams
 from scheduler_proc import row_setup
 from scheduler_proc.constraint import Answer, Order, Outcome
@@ -111,6 +111,7 @@ class Heard:
     """What a frontend was told of one request."""
 
     submit: Submit
+    started: Started | None = None
     tokens: list[int] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
@@ -231,8 +232,14 @@ class Simulation:
         tokens = np.frombuffer(message.tokens, np.int32).tolist()
         assert len(handles) == len(index) == len(tokens)
         assert handles or message.finished or message.prompt_logprobs, "an empty message"
+        for started in message.started:
+            told = self.heard.get((frontend, started.handle))
+            if told is not None:
+                assert told.started is None, "a request started twice"
+                told.started = started
         for handle, at, token in zip(handles, index, tokens):
             heard = self.heard[frontend, handle]
+            assert heard.started is not None, "a token before the start"
             assert not heard.finished, "a token after the end"
             assert at == len(heard.tokens), f"token {at} came after {len(heard.tokens)}"
             heard.tokens.append(token)
