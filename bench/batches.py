@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from bench import child
+
 WORDS = "one two three red blue green stone river cloud seven eight nine".split()
 READY = re.compile(r"ready at (http://\S+)")
 
@@ -89,7 +91,7 @@ class Client:
 def server(flags: list[str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "quire", "serve", "--port", "0", "--state-dir", directory, *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = child.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             assert process.stdout is not None
             for line in process.stdout:

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench import machine
+from bench import child, machine
 from bench.instant_worker import InstantWorker, words
 from bench.stream_load import Order
 from frontend.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ def measure(
 def _run(server: ApiServer, order: Order) -> dict[str, Any]:
     pids = {"scheduler": server.engine.scheduler.pid} | {f"frontend {at}": each.pid for at, each in enumerate(server.processes)}
     empty = machine.memory_mib(pids.values())
-    client = subprocess.Popen([sys.executable, "-m", "bench.stream_load"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    client = child.start([sys.executable, "-m", "bench.stream_load"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert client.stdin is not None and client.stdout is not None
     try:
         client.stdin.write(msgspec.json.encode(order) + b"\n")

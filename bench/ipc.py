@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import numpy as np
 import uvloop
 import zmq
 
+from bench.child import start
 from ipc.channels import Channel
 from ipc.messages import SchedulerToWorker, StepPlan, StepResult, WorkerReady, WorkerToScheduler
 
@@ -79,7 +79,7 @@ async def parent(rounds: int, messages: int) -> dict[str, float]:
                 finished.set_result(None)
 
         channel.attach(asyncio.get_running_loop(), handle)
-        process = subprocess.Popen([sys.executable, "-m", "bench.ipc", "--child", address], env=os.environ)
+        process = start([sys.executable, "-m", "bench.ipc", "--child", address], env=os.environ)
         try:
             await asyncio.wait_for(news.get(), 20)
             used = time.thread_time_ns()

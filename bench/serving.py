@@ -20,7 +20,7 @@ from typing import Any
 
 import uvloop
 
-from bench import machine
+from bench import child, machine
 from quire.benchmarks import report, workload
 from quire.benchmarks.client import LoadClient
 from quire.benchmarks.workload import BenchRequest, Workload
@@ -29,11 +29,11 @@ READY = re.compile(r"ready at (http://\S+) after ([\d.]+) s")
 
 
 class Server:
-    """A `quire serve` process on a free port; a context manager."""
+    """A `quire serve` process on a free port; a context manager. It ends with this process, however that ends."""
 
     def __init__(self, model: str, flags: list[str]) -> None:
         command = [sys.executable, "-m", "quire", "serve", *([model] if model else []), "--port", "0", *flags]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._process = child.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.url, self.startup_s = "", 0.0
 
     def __enter__(self) -> Server:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.child import start
 from bench.gpu import report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +104,7 @@ def _run(step: Step, seconds: float, options: argparse.Namespace, ceilings: dict
     command = [sys.executable, "-m", f"bench.gpu.{step.name}", "--out", str(path), "--ceilings", json.dumps(ceilings)]
     command += ["--dry-run"] * options.dry_run + ["--only", options.only] * bool(options.only)
     began = time.monotonic()
-    child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    child = start(command, cwd=ROOT, start_new_session=True)
     try:
         status = {0: "ok", 3: "wrong", 4: "skipped"}.get(child.wait(seconds), "failed")
     except subprocess.TimeoutExpired:

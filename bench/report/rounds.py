@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench import child, machine
 from bench.report import limits
 from bench.report.engines import Engine
 from bench.report.runner import Job
@@ -87,7 +87,7 @@ def _offline(plan: Plan, engine: Engine, works: list[str], number: int) -> None:
     command = [engine.python, "-m", f"bench.report.{engine.runner}", str(file)]
     with plan.log(engine).open("ab") as log:
         # A group of its own: what an engine leaves behind is ended with it.
-        process = subprocess.Popen(command, cwd=ROOT, env=_environment(engine), stdout=log, stderr=log, start_new_session=True)
+        process = child.start(command, signal.SIGKILL, cwd=ROOT, env=_environment(engine), stdout=log, stderr=log, start_new_session=True)
         try:
             code: int | str = process.wait(plan.seconds)
         except subprocess.TimeoutExpired:
@@ -120,7 +120,7 @@ def _server(plan: Plan, engine: Engine, model: str, flags: tuple[str, ...]) -> I
     command = [word.format(model=model, port=port, name=MODEL_NAME) for word in engine.server] + list(flags)
     url, began = f"http://127.0.0.1:{port}", time.perf_counter()
     with plan.log(engine).open("ab") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=_environment(engine), stdout=log, stderr=log, start_new_session=True)
+        process = child.start(command, cwd=ROOT, env=_environment(engine), stdout=log, stderr=log, start_new_session=True)
         try:
             while not _answers(url + "/v1/models"):
                 if process.poll() is not None:

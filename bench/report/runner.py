@@ -6,10 +6,8 @@ the works of the job and appends one JSON line for each to the job's `out` file.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import statistics
 import sys
 import time
@@ -51,8 +49,6 @@ class Job:
         return max(len(each.prompt) + each.out for work in self.works for each in self.requests(work))
 
 
-_PR_SET_PDEATHSIG = 1
-
 # Runs requests, all admitted at once; seconds from the call to each token of each request. Where nothing depends on when tokens
 # come (stamps false), it may give just as many numbers as tokens.
 Run = Callable[[Sequence[Request], bool], list[list[float]]]
@@ -61,7 +57,6 @@ WARM_UP = Request(list(range(300, 332)), 4)
 
 def main(start: Callable[[Job], Run]) -> None:
     """start: loads the model and returns how requests are run."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it must not outlive a report that is killed
     job = Job(**json.loads(Path(sys.argv[1]).read_text()))
     run = start(job)
     loaded_s = machine.since_start()

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench.child import start
+
 ROOT = Path(__file__).resolve().parents[2]
 URL = re.compile(r"ready at (http://\S+) after ([\d.]+) s")
 
@@ -27,7 +29,7 @@ class Server:
         self.base = runtime
         environment = os.environ | ({"XDG_RUNTIME_DIR": str(runtime), "XDG_STATE_HOME": str(runtime)} if runtime else {})
         command = [sys.executable, "-m", "quire", "serve", "--port", "0", *arguments]
-        self.process = subprocess.Popen(
+        self.process = start(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
         )
         self.lines: list[str] = []
