@@ -85,7 +85,7 @@ class Counters:
 
 
 class StatusWriter:
-    """Writes a scheduler's numbers into its status record, in one go."""
+    """Writes a scheduler's numbers into its status record, in one go. Others read at any time: a word is old or new, nothing between."""
 
     def __init__(self, status: I64) -> None:
         self._status = status
@@ -98,9 +98,8 @@ class StatusWriter:
         status = self._status
         status[Stat.STEPS] = num_planned
         status[Stat.DROPPED_FRAMES] = num_dropped
-        _WORDS.pack_into(
-            self._words,
-            0,
+        # Packed elsewhere and copied: pack_into begins with zeros, and who reads meanwhile would see counters that went back.
+        self._words[:] = _WORDS.pack(
             scheduler.num_running,
             scheduler.num_waiting,
             pool.num_blocks,
