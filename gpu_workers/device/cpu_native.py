@@ -13,6 +13,7 @@ from typing import Any
 
 import llvmlite.binding
 import numpy as np
+import torch  # noqa: F401 - loads the library below
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -20,7 +21,9 @@ from numba.extending import intrinsic
 
 from gpu_workers.device.cpu_vectors import prefetch
 
-_GOMP = ctypes.CDLL("libgomp.so.1")
+# torch's libgomp, under whatever name its build brought it along (on Arm it has a hash in it): a symbol is looked for in a library and in
+# all that it is linked to. By its plain name another one would be found, with a second pool of threads, or none.
+_GOMP = ctypes.CDLL("libtorch_cpu.so")
 _PARALLEL = _GOMP.GOMP_parallel
 _PARALLEL.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
 _PARALLEL.restype = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -69,3 +72,22 @@ def test_a_row_that_is_no_use(ops: CPUOps, place: int) -> None:
         ids, top = ops.most_likely(x)
         assert np.isfinite(top).tolist() == [True, False, True, False] and np.isnan(top[1])
         assert np.array_equal(ids[[0, 2]], Ops().most_likely(x)[0][[0, 2]])
+
+
+# Both with more elements than a thread does alone, and the second time when the first has its threads.
+SHARING = """
+import os, torch
+from gpu_workers.layers.cpu_ops import CPUOps
+torch.set_num_threads(3)
+ops, x = CPUOps(torch.float32, 3), torch.ones(512, 512)
+assert ops.wait(110), "not compiled"
+torch.exp(x)
+before = len(os.listdir("/proc/self/task"))
+ops.rms_norm(x, x[0], 1e-5)
+print(before, len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_kernels_run_on_torchs_own_threads() -> None:
+    before, after = subprocess.run([sys.executable, "-c", SHARING], capture_output=True, text=True, check=True).stdout.split()
+    assert before == after
