@@ -73,8 +73,9 @@ class Forward:
         with torch.inference_mode():
             self.device.begin_step(len(positions), *self.model.size)
             self.attention.plan(step)
-            hidden = self.model.forward(torch.from_numpy(step.token_ids), torch.from_numpy(positions), self.attention)
-            logits = self.model.logits(hidden[torch.from_numpy(step.query_starts[1:] - 1)])
+            last = None if new == 1 else torch.from_numpy(step.last)
+            hidden = self.model.forward(torch.from_numpy(step.token_ids), torch.from_numpy(positions), self.attention, last)
+            logits = self.model.logits(hidden)
             assert logits is not None
             self.model.ops.most_likely(logits)
 

@@ -44,6 +44,16 @@ class StepRows:
     def num_tokens(self) -> int:
         return int(self.query_starts[-1])
 
+    @property
+    def last(self) -> I64:
+        """int64[n]: each row's last token among the step's."""
+        return self.query_starts[1:] - 1
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether any row has a use for the hidden states of other tokens than its last."""
+        return bool((self.flags & (RowFlag.PROMPT_LOGPROBS | RowFlag.MEAN)).any())
+
     @classmethod
     def of(cls, plan: PlanColumns, vocab_size: int) -> StepRows:
         """Raises ProtocolError if the plan contradicts itself or holds an id that is no token."""

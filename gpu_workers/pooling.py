@@ -25,15 +25,16 @@ class Pooler:
         self._model, self._index = model, index
         self._sums: dict[int, torch.Tensor] = {}
 
-    def pool(self, step: StepRows, hidden: torch.Tensor) -> tuple[I64, torch.Tensor]:
+    def pool(self, step: StepRows, hidden: torch.Tensor, last: torch.Tensor) -> tuple[I64, torch.Tensor]:
         """The entries of step.rows that get a vector now, and the vectors float32[k, hidden].
 
-        Raises ProtocolError for a mean without a beginning.
+        hidden, last: hidden states of the step's tokens (looked at for means) and of each row's last. Raises ProtocolError for a mean
+        without a beginning.
         """
         for at in np.flatnonzero(step.flags & RowFlag.MEAN).tolist():
             self._add(int(step.rows[at]), bool(step.start[at] == 0), hidden[int(step.query_starts[at]) : int(step.query_starts[at + 1])])
         ends: I64 = np.flatnonzero(step.flags & RowFlag.EMBED)
-        vectors = self._model.final_norm(hidden[self._index(step.query_starts[ends + 1] - 1)]).float()
+        vectors = self._model.final_norm(last[self._index(ends)]).float()
         for place, at in enumerate(ends.tolist()):
             if step.flags[at] & RowFlag.MEAN:
                 vectors[place] = self._sums.pop(int(step.rows[at])) / int(step.seq_lens[at])

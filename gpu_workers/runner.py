@@ -27,10 +27,12 @@ LOGITS_AT_ONCE = 2**24
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first half of a step. logits: of the entries of inputs.sample_at, None where there are none or another rank samples."""
+    """The first half of a step. hidden: of all tokens if inputs.wants_all, else as `last`: of each row's last token. logits: of the entries
+    of inputs.sample_at, None where there are none or another rank samples."""
 
     inputs: StepInputs
     hidden: torch.Tensor
+    last: torch.Tensor
     logits: torch.Tensor | None
 
 
@@ -66,10 +68,13 @@ class ModelRunner:
         self.attention.plan(step)
         target = self._device.torch_device
         ids, positions = (torch.from_numpy(column).to(target) for column in (step.token_ids, step.positions))
-        hidden = self._model.forward(ids, positions, self.attention)
-        logits = self._logits(step, hidden)
+        ends = torch.from_numpy(step.last).to(target)
+        everything = step.wants_all or step.num_tokens == len(step.rows)
+        hidden = self._model.forward(ids, positions, self.attention, None if everything else ends)
+        last = hidden[ends] if step.wants_all else hidden
+        logits = self._logits(step, last)
         self._device.end_step()
-        return Begun(step, hidden, logits)
+        return Begun(step, hidden, last, logits)
 
     @torch.inference_mode()
     def finish(self, begun: Begun, result: ResultColumns, done: Callable[[], None]) -> None:
@@ -79,7 +84,7 @@ class ModelRunner:
         if (step.flags & RowFlag.PROMPT_LOGPROBS).any():
             self._prompt_logprobs(step, begun.hidden, result)
         if self._ranks.rank == 0 and (step.flags & POOLS).any():
-            self._embed(step, begun.hidden, result)
+            self._embed(begun, result)
         result.header[ResultHeader.NUM_ROWS] = len(step.rows)
         done()
 
@@ -98,13 +103,11 @@ class ModelRunner:
             for setup in setups:
                 self._num_prompt[setup.row] = setup.num_prompt
 
-    def _logits(self, step: StepInputs, hidden: torch.Tensor) -> torch.Tensor | None:
+    def _logits(self, step: StepInputs, last: torch.Tensor) -> torch.Tensor | None:
         """Those after the last new token of each row that samples."""
         if not len(step.sample_at):
             return None
-        last = step.query_starts[step.sample_at + 1] - 1
-        everything = len(last) == len(hidden)
-        return self._model.logits(hidden if everything else hidden[torch.from_numpy(last)])
+        return self._model.logits(last if len(step.sample_at) == len(last) else last[torch.from_numpy(step.sample_at)])
 
     def _sample(self, step: StepInputs, logits: torch.Tensor | None, result: ResultColumns) -> None:
         """Sample for the rows that want it, tell all ranks, and write the rows' results."""
@@ -130,8 +133,9 @@ class ModelRunner:
             columns, rows = sampled.logprobs, at[sampled.logprobs.at]
             _write_logprobs(columns, rows, result.logprob, result.rank, result.top_ids, result.top_logprobs)
 
-    def _embed(self, step: StepInputs, hidden: torch.Tensor, result: ResultColumns) -> None:
-        at, vectors = self._pooler.pool(step, hidden)
+    def _embed(self, begun: Begun, result: ResultColumns) -> None:
+        step = begun.inputs
+        at, vectors = self._pooler.pool(step, begun.hidden, begun.last)
         result.vectors[: len(at)] = vectors.numpy()
         bad = at[~vectors.isfinite().all(1).numpy()]
         if len(bad):

@@ -38,10 +38,12 @@ SAMPLER_BLOCKS_PER_MULTIPROCESSOR = 4
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first half of a step. logits: of the entries of inputs.sample_at, None where there are none or another rank samples."""
+    """The first half of a step. hidden: of all tokens if inputs.wants_all, else as `last`: of each row's last token. logits: of the entries
+    of inputs.sample_at, None where there are none or another rank samples."""
 
     inputs: StepRows
     hidden: torch.Tensor
+    last: torch.Tensor
     logits: torch.Tensor | None
 
 
@@ -74,7 +76,7 @@ class CUDARunner:
             spec, heads.num, self.cache, self._tables, machine.chip, tokens, self._batch_invariant, config.device.attention_prefill
         )
         entries = {
-            "logits_at": torch.int64,
+            "last": torch.int64,
             "place": torch.int64,
             "position": torch.int64,
             "entry_row": torch.int32,
@@ -113,12 +115,15 @@ class CUDARunner:
             used = self.attention.plan(step, decodes, host, bucket or 0)
             self._buffers.send(plan)
             if bucket is None:
-                hidden = self._forward(step.num_tokens, self._inputs.rows, used)
+                ends = self._buffers.lists["last"][: len(step.rows)]
+                everything = step.wants_all or step.num_tokens == len(step.rows)
+                hidden = self._forward(step.num_tokens, self._inputs.rows, used, None if everything else ends)
+                last = hidden[ends] if step.wants_all else hidden
             else:
                 assert self.graphs is not None
                 self.graphs.replay(bucket)
-                hidden = self._hidden[: step.num_tokens]
-            return Begun(step, hidden, self._logits(step, hidden))
+                hidden = last = self._hidden[: step.num_tokens]
+            return Begun(step, hidden, last, self._logits(step, last))
 
     @torch.inference_mode()
     def finish(self, begun: Begun, result: ResultColumns, done: Callable[[], None]) -> None:
@@ -130,7 +135,7 @@ class CUDARunner:
             if (step.flags & RowFlag.PROMPT_LOGPROBS).any():
                 self._prompt_logprobs(step, begun.hidden, result)
             if self._ranks.rank == 0 and (step.flags & POOLS).any():
-                self._embed(step, begun.hidden, result)
+                self._embed(begun, result)
             if len(step.sample_at):
                 self._ranks.broadcast(tokens)
                 plan = self._buffers.plan
@@ -179,10 +184,11 @@ class CUDARunner:
         return single & (step.start >= self._num_prompt[step.rows]) if self._batch_invariant else single
 
     def _list_entries(self, step: StepRows, host: dict[str, np.ndarray]) -> None:
-        """For each row that samples: its place in the plan, its token with the logits, its place in the batch, the token's position."""
+        """Each row's last token; for each row that samples its place in the plan and in the batch and the position of the new token."""
         at = step.sample_at
         count = len(at)
-        host["place"][:count], host["logits_at"][:count] = at, step.query_starts[at + 1] - 1
+        host["last"][: len(step.rows)] = step.last
+        host["place"][:count] = at
         host["entry_row"][:count], host["position"][:count] = step.rows[at], step.seq_lens[at]
         host["mask_of"][:count] = -1
         host["mask_of"][step.masked_at] = np.arange(len(step.masked_at))
@@ -191,8 +197,11 @@ class CUDARunner:
         """A decode step of so many rows, as a graph records it: into `_hidden`."""
         self._hidden[:bucket].copy_(self._forward(bucket, bucket, self.attention.padded(bucket)))
 
-    def _forward(self, tokens: int, rows: int, used: Used) -> torch.Tensor:
-        """Apply the plan on the device, gather its inputs and run the layers over `tokens` tokens of at most `rows` rows."""
+    def _forward(self, tokens: int, rows: int, used: Used, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the plan on the device, gather its inputs and run the layers over `tokens` tokens of at most `rows` rows.
+
+        wanted: as Decoder.forward has it.
+        """
         plan, tables, inputs = self._buffers.plan, self._tables, self._inputs.part(tokens, rows)
         header = plan.header.data_ptr()
         updates = (plan.block_row, plan.block_index, plan.block_id)
@@ -200,14 +209,14 @@ class CUDARunner:
         columns = rows_kernels.StepColumns(plan.row, plan.num_new, plan.start, plan.flags, plan.token_ids, header + 8 * PlanHeader.NUM_ROWS)
         rows_kernels.gather_inputs(columns, tables, self._last_token, self._block_size, inputs)
         self.attention.use(used, self._buffers.lists, Places(inputs.slots, inputs.positions))
-        return self._model.forward(inputs.token_ids, inputs.positions, self.attention)
+        return self._model.forward(inputs.token_ids, inputs.positions, self.attention, wanted)
 
-    def _logits(self, step: StepRows, hidden: torch.Tensor) -> torch.Tensor | None:
+    def _logits(self, step: StepRows, last: torch.Tensor) -> torch.Tensor | None:
         """Those after the last new token of each row that samples."""
         count = len(step.sample_at)
         if not count:
             return None
-        return self._model.logits(hidden if count == len(hidden) else hidden[self._buffers.lists["logits_at"][:count]])
+        return self._model.logits(last if count == len(last) else last[self._buffers.lists["place"][:count]])
 
     def _sample(self, step: StepRows, logits: torch.Tensor | None, result: ResultColumns) -> torch.Tensor:
         """The tokens int32 by plan row, -1 where none was sampled; rank 0 has them and writes the rows' results."""
@@ -236,9 +245,10 @@ class CUDARunner:
         _copy(result.flags[:count], flags[:count])
         return tokens
 
-    def _embed(self, step: StepRows, hidden: torch.Tensor, result: ResultColumns) -> None:
+    def _embed(self, begun: Begun, result: ResultColumns) -> None:
         """Write the vectors that are due; after `_sample`, whose flags it adds to."""
-        at, vectors = self._pooler.pool(step, hidden)
+        step = begun.inputs
+        at, vectors = self._pooler.pool(step, begun.hidden, begun.last)
         if not len(at):
             return
         count, flags = len(step.rows), self._inputs.flags

@@ -108,10 +108,11 @@ class AttentionLayer:
             by_head = torch.cat((q.expand(self._heads.num, -1), k.expand(self._heads.num_kv, -1)))
             self._norms = HeadNorms(q, k, by_head, self._eps)
 
-    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, attention: Attention, wanted: torch.Tensor | None) -> torch.Tensor:
         heads = self._heads
         qkv = self.qkv(x).view(x.shape[0], heads.num + 2 * heads.num_kv, self._dim)
-        return self.output(attention.run(qkv, self._norms, self._index))
+        attended = attention.run(qkv, self._norms, self._index)
+        return self.output(attended if wanted is None else attended[wanted])
 
 
 class MLP:
@@ -159,17 +160,22 @@ class DecoderLayer:
         self.attention.process(device)
         self.mlp.process(device)
 
-    def __call__(self, x: torch.Tensor, delta: torch.Tensor | None, attention: Attention) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, delta: torch.Tensor | None, attention: Attention, wanted: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, hidden] gets, in place, what the layer before left to add (delta; None: nothing) and this one's attention.
 
-        Returns what is still to be added, so that adding and the norm after it are one operation.
+        Returns x and what is still to be added to it, so that adding and the norm after it are one operation. With `wanted`, int64[n], both
+        are of these tokens only, and of the others nothing is computed but their keys and values.
         """
         if delta is None:
             normed = self._ops.rms_norm(x, self._attention_norm, self._eps)
         else:
             normed = self._ops.add_rms_norm(x, delta, self._scale, self._attention_norm, self._eps)
-        attended = self.attention(normed, attention)
-        return self.mlp(self._ops.add_rms_norm(x, attended, self._scale, self._mlp_norm, self._eps))
+        attended = self.attention(normed, attention, wanted)
+        if wanted is not None:
+            x = x[wanted]
+        return x, self.mlp(self._ops.add_rms_norm(x, attended, self._scale, self._mlp_norm, self._eps))
 
 
 class Decoder:
@@ -212,16 +218,23 @@ class Decoder:
             self._head.use(self._embedding.weight)
         self._head.process(device)
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """Integers token_ids and positions [T] to hidden states [T, hidden], before the final norm. `attention` is planned for it."""
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Integers token_ids and positions [T] to hidden states [T, hidden], before the final norm. `attention` is planned for it.
+
+        wanted: int64[n], the tokens whose hidden states [n, hidden] are asked for, None for all. The last layer spares the others most of
+        its work: for a prompt, whose last token alone is sampled from, nearly a layer's time.
+        """
         x = self._embedding(token_ids)
         if self.spec.embedding_scale != 1.0:
             x.mul_(self.spec.embedding_scale)
         attention.begin(self._rotary, positions)
         delta = None
-        for layer in self._layers:
-            delta = layer(x, delta, attention)
-        return x if delta is None else x.add_(delta, alpha=self.spec.residual_scale)
+        for layer in self._layers[:-1]:
+            x, delta = layer(x, delta, attention)
+        x, delta = self._layers[-1](x, delta, attention, wanted)
+        return x.add_(delta, alpha=self.spec.residual_scale)
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, hidden] as the head sees it, and as the vectors of texts are made of it."""

@@ -58,6 +58,31 @@ def test_logprobs_of_sampled_tokens(model: str) -> None:
         assert top_ids[:3] == there.topk(3).indices.tolist()
 
 
+def test_the_last_layer_computes_only_what_is_asked_for(model: str) -> None:
+    """Of each row its last token, or everything where a row wants its prompt's log-probabilities or a mean. What is sampled is the same."""
+    player = Player(model)
+    layer, sizes = player.model._layers[-1], []
+    mlp = layer.mlp
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return mlp(x)
+
+    layer.mlp = counted  # type: ignore[assignment]
+    outputs = []
+    for row, others in enumerate(({}, {"pooling": "last"}, {"pooling": "mean"}, {"prompt_logprobs": 0})):
+        player.wants_prompt_logprobs = frozenset({row + 4} if "prompt_logprobs" in others else ())
+        first, second = player.add(row, PROMPT), player.add(row + 4, PROMPT[3:], **others)
+        player.step([(first, len(PROMPT) - 2), (second, 5)])
+        player.step([(first, 2), (second, len(PROMPT) - 8)])
+        player.step([(first, 1)])
+        outputs.append(first.output)
+        assert second.pooling or second.output == oracle.greedy(model, PROMPT[3:], 1)
+    everything = [len(PROMPT) + 3, len(PROMPT) - 6, 1]
+    assert sizes == [2, 2, 1, 2, 2, 1, *everything, *everything]
+    assert outputs == [oracle.greedy(model, PROMPT, 2)] * 4
+
+
 def test_device_token_equals_the_token_said(model: str) -> None:
     outputs = []
     for device_token in (True, False):
