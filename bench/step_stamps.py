@@ -5,6 +5,7 @@ The file that BENCH_STAMPS names holds int64[len(STAMPS), MAX_STEPS] CLOCK_MONOT
 
 from __future__ import annotations
 
+import asyncio
 import importlib.abc
 import importlib.machinery
 import os
@@ -80,16 +81,17 @@ class Stamps:
         module.WorkerGroup.ring = stamped
 
     def frontend(self, module: Any) -> None:
-        on_tokens = module.EngineClient._on_tokens
+        on_tokens = module.Delivery.tokens
 
-        def stamped(client: Any, message: Any) -> None:
+        def stamped(delivery: Any, message: Any) -> None:
             self.mark("tokens read", message.step)
-            on_tokens(client, message)
+            on_tokens(delivery, message)
             self.mark("frames sent", message.step)
             # What a full socket left over is written after the callbacks of this turn, and so before those of the second from here.
-            client._loop.call_soon(client._loop.call_soon, self.mark, "all written", message.step)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self.mark, "all written", message.step)
 
-        module.EngineClient._on_tokens = stamped
+        module.Delivery.tokens = stamped
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -117,7 +119,7 @@ def install(path: str) -> None:
     stamps = Stamps(path)
     hooks = {
         "gpu_workers.worker": stamps.worker, "scheduler_proc.loop": stamps.loop, "scheduler_proc.scheduler": stamps.scheduler,
-        "scheduler_proc.worker_group": stamps.group, "frontend.engine_client": stamps.frontend,
+        "scheduler_proc.worker_group": stamps.group, "frontend.delivery": stamps.frontend,
     }  # fmt: skip
     for name in [name for name in hooks if name in sys.modules]:
         hooks.pop(name)(sys.modules[name])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from frontend import completing
 from frontend.detokenizer import Detokenizer
 from frontend.logprob_rows import LogprobRow
 from frontend.outputs import CompletionOutput, RequestOutput
@@ -189,7 +190,7 @@ class _StepStream(Stream):
 async def run(client: EngineClient, prompts: Sequence[Sequence[Work]], beams: Wishes | None) -> list[RequestOutput]:
     """Each prompt's completions: drawn, or with `beams` searched for. If one fails, the others are aborted."""
     if beams is None:
-        return await client.run(prompts)
+        return await completing.run(client, prompts)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(search(client, works, beams)) for works in prompts]

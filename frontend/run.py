@@ -44,15 +44,14 @@ class Frontend(Actor):
         self._drained = False
         count = spec.config.parallel.frontends
         self._others = [self.arena.status("frontend", index) for index in range(count) if index != spec.index]
-        self.client = EngineClient(spec, self.context, self.arena)
+        self._metrics = Metrics(spec.runtime_dir, spec.index)
+        self.client = EngineClient(spec, self.context, self.arena, metrics=self._metrics)
 
     async def start(self) -> None:
         """Load the tokenizer, then accept connections."""
         self.loading("tokenizer")
-        metrics = Metrics(self.spec.runtime_dir, self.spec.index)
-        self.client.metrics = metrics
         await self.client.start()
-        self.app = App(self.spec, self.arena, self.client, metrics, self.spec.version)
+        self.app = App(self.spec, self.arena, self.client, self._metrics, self.spec.version)
         listener = socket.socket(fileno=self.spec.fds["listen"])
         listener.setblocking(False)
         self._http = self.app.make_server()

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from types import TracebackType
 from typing import Any, Unpack
 
-from frontend import vectors
+from frontend import completing, vectors
 from frontend.engine_client import EngineClient
 from frontend.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 from frontend.stream import Work
@@ -214,7 +214,7 @@ async def _pump(
 ) -> None:
     """Runs on the engine's loop; hands each output over to the caller's."""
     try:
-        async with contextlib.aclosing(client.grow(await prepare())) as outputs:
+        async with contextlib.aclosing(completing.grow(client, await prepare())) as outputs:
             async for output in outputs:
                 _tell(there, arrivals, output)
     except Exception as error:

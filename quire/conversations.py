@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from frontend import conversation
+from frontend import completing, conversation
 from frontend.body import misshapen
 from frontend.engine_client import EngineClient
 from frontend.output_split import Message as Answer
@@ -80,8 +80,8 @@ async def prepare(client: EngineClient, body: ChatRequest, params: SamplingParam
 
 
 async def answer(client: EngineClient, body: ChatRequest, params: SamplingParams) -> RequestOutput:
-    """The whole answer. Raises as `EngineClient.complete` does."""
-    [output] = await client.run([await prepare(client, body, params)])
+    """The whole answer. Raises as EngineClient does."""
+    [output] = await completing.run(client, [await prepare(client, body, params)])
     for each in output.outputs:
         if each.message is not None and body.include_reasoning is False:
             each.message.reasoning = None

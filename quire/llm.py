@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
-from frontend import vectors
+from frontend import completing, vectors
 from frontend.outputs import EmbeddingRequestOutput, RequestOutput
 from frontend.tokenizer import Tokenizer
 from ipc.arena import EngineStats
@@ -65,7 +65,9 @@ class LLM:
         params = params_for(len(items), sampling_params, default_params(self._engine.model))
         client = self._engine.client
         return self._complete(
-            lambda index: client.complete(items[index], params[index], priority=priority, cache_salt=cache_salt), params, use_tqdm
+            lambda index: completing.complete(client, items[index], params[index], priority=priority, cache_salt=cache_salt),
+            params,
+            use_tqdm,
         )
 
     def chat(

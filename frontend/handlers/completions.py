@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiohttp import web
 
-from frontend.beam_search import run
+from frontend import beam_search, completing
 from frontend.best_of import keep_best
 from frontend.body import decoder, read_json
 from frontend.generation import Answer, outputs_json, prompt_logprobs_json, stream_answer, usage_of
@@ -70,7 +70,7 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
         return await _prompt_only(app, body, answer, texts)
     if body.stream:
         return await stream_answer(app, request, answer)
-    outputs = await run(app.client, works, beams)
+    outputs = await beam_search.run(app.client, works, beams)
     usage, count = usage_of(outputs), body.count
     if count < len(works[0]):
         for output in outputs:
@@ -188,7 +188,7 @@ def _named(entry: TokenLogprobs, as_ids: bool) -> dict[str, float]:
 async def _prompt_only(app: App, body: CompletionRequest, answer: Answer, texts: list[str]) -> web.Response:
     """echo with max_tokens 0: the prompt and what is asked for of it. A token that the engine makes for it is neither shown nor counted."""
     wanted = body.logprobs is not None or body.prompt_logprobs is not None
-    outputs = await app.client.run(answer.prompts) if wanted else [_nothing(prompt) for prompt in answer.prompts]
+    outputs = await completing.run(app.client, answer.prompts) if wanted else [_nothing(prompt) for prompt in answer.prompts]
     tokenizer, as_ids = app.client.tokenizer, bool(body.return_tokens_as_token_ids)
     usage = Usage(sum(len(prompt[0].prompt_ids) for prompt in answer.prompts))
 

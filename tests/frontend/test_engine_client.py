@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zmq
 
+from frontend import completing
 from frontend.engine_client import EngineClient
 from frontend.metrics import Metrics
 from frontend.outputs import RequestOutput
@@ -110,7 +111,7 @@ def play(tmp_path: Path, scenario: Scenario) -> None:
         await client.start()
         try:
             await scenario(client, scheduler)
-            assert not client.streams and not client._by_id, "a stream was left behind"
+            assert not client._live.by_handle and not client._live._by_id, "a stream was left behind"
         finally:
             client.close()
             scheduler.channel.close()
@@ -130,7 +131,7 @@ def ids_of(message: Submit, what: str = "prompt") -> list[int]:
 def test_a_submit_says_everything(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
         params = SamplingParams(max_tokens=500, seed=5, bad_words=["fox"], temperature=0.5)
-        task = asyncio.create_task(client.complete("hello world", params, request_id="r1", priority=3, cache_salt="s"))
+        task = asyncio.create_task(completing.complete(client, "hello world", params, request_id="r1", priority=3, cache_salt="s"))
         submit = await scheduler.wait(Submit)
         assert (submit.request_id, submit.seed, submit.priority, submit.cache_salt) == ("r1", 5, 3, "s")
         assert ids_of(submit) == client.tokenizer.encode("hello world")
@@ -148,7 +149,7 @@ def test_n_completions_have_seeds_that_follow_from_the_first(tmp_path: Path) -> 
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
         seeds = []
         for number in range(2):
-            task = asyncio.create_task(client.complete([5], SamplingParams(n=3, seed=5)))
+            task = asyncio.create_task(completing.complete(client, [5], SamplingParams(n=3, seed=5)))
             submits = [await scheduler.wait(Submit, number * 3 + place) for place in (1, 2, 3)]
             seeds.append([submit.seed for submit in submits])
             for place, submit in enumerate(submits):
@@ -162,7 +163,7 @@ def test_n_completions_have_seeds_that_follow_from_the_first(tmp_path: Path) -> 
 
 def test_what_comes_twice_counts_once(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        task = asyncio.create_task(client.complete([5], SamplingParams()))
+        task = asyncio.create_task(completing.complete(client, [5], SamplingParams()))
         handle = (await scheduler.wait(Submit)).handle
         scheduler.tokens((handle, 0, 10), (handle, 1, 11))
         scheduler.tokens((handle, 0, 10), (handle, 1, 11), (handle, 2, 12), (99, 0, 1), finished=[done(handle, 3), done(98, 1)])
@@ -174,8 +175,8 @@ def test_what_comes_twice_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["gap", "short"])
 def test_lost_tokens_are_an_error_of_that_request(tmp_path: Path, kind: str) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        broken = asyncio.create_task(client.complete([5], SamplingParams()))
-        other = asyncio.create_task(client.complete([6], SamplingParams()))
+        broken = asyncio.create_task(completing.complete(client, [5], SamplingParams()))
+        other = asyncio.create_task(completing.complete(client, [6], SamplingParams()))
         first, second = await scheduler.wait(Submit, 1), await scheduler.wait(Submit, 2)
         if kind == "gap":
             scheduler.tokens((first.handle, 1, 10), (second.handle, 0, 11), finished=[done(second.handle, 1)])
@@ -191,10 +192,10 @@ def test_lost_tokens_are_an_error_of_that_request(tmp_path: Path, kind: str) -> 
 
 def test_a_new_scheduler_gets_prompt_and_emitted_tokens(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        task = asyncio.create_task(client.complete("hello", SamplingParams()))
+        task = asyncio.create_task(completing.complete(client, "hello", SamplingParams()))
         old = await scheduler.wait(Submit)
         scheduler.tokens((old.handle, 0, 10), (old.handle, 1, 11), started=[Started(old.handle, num_cached=2, queued_ns=5)])
-        while not client.streams[old.handle].ids:
+        while not client._live.by_handle[old.handle].ids:
             await asyncio.sleep(0.01)
         successor = Scheduler(client._context, client.spec, 2)
         client.scheduler_changed(2)
@@ -223,7 +224,7 @@ def test_a_new_scheduler_gets_prompt_and_emitted_tokens(tmp_path: Path) -> None:
 )
 def test_refusals(tmp_path: Path, refused: Refused, error: type[Exception]) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        task = asyncio.create_task(client.complete([5], SamplingParams(n=2)))
+        task = asyncio.create_task(completing.complete(client, [5], SamplingParams(n=2)))
         first, second = await scheduler.wait(Submit, 1), await scheduler.wait(Submit, 2)
         assert first.handle == 1
         scheduler.channel.send(refused, scheduler.peer)
@@ -238,7 +239,7 @@ def test_refusals(tmp_path: Path, refused: Refused, error: type[Exception]) -> N
 
 def test_an_error_of_the_engine(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        task = asyncio.create_task(client.complete([5], SamplingParams()))
+        task = asyncio.create_task(completing.complete(client, [5], SamplingParams()))
         handle = (await scheduler.wait(Submit)).handle
         scheduler.tokens(finished=[done(handle, 0, FinishReason.ERROR, error="its logits were not finite")])
         with pytest.raises(RequestFailedError, match="not finite"):
@@ -249,16 +250,16 @@ def test_an_error_of_the_engine(tmp_path: Path) -> None:
 
 def test_cancelling_and_aborting(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        task = asyncio.create_task(client.complete([5], SamplingParams()))
+        task = asyncio.create_task(completing.complete(client, [5], SamplingParams()))
         cancelled = (await scheduler.wait(Submit)).handle
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (await scheduler.wait(Abort)).handles == [cancelled]
-        task = asyncio.create_task(client.complete("hello", SamplingParams(), request_id="mine"))
+        task = asyncio.create_task(completing.complete(client, "hello", SamplingParams(), request_id="mine"))
         handle = (await scheduler.wait(Submit, 2)).handle
         scheduler.tokens((handle, 0, client.tokenizer.encode("hello")[0]))
-        while not client.streams[handle].ids:
+        while not client._live.by_handle[handle].ids:
             await asyncio.sleep(0.01)
         await client.abort("mine")
         await client.abort("nobody's")
@@ -276,7 +277,8 @@ async def collect(source: AsyncIterator[RequestOutput]) -> list[RequestOutput]:
 def test_a_stream_gives_only_what_is_new(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
         ids = client.tokenizer.encode("hello naïve 😀 world", add_special_tokens=False)
-        task = asyncio.create_task(collect(client.stream([5], SamplingParams(n=2, stop=["wor"], logprobs=0))))
+        works = await client.preparer.prepare([5], SamplingParams(n=2, stop=["wor"], logprobs=0))
+        task = asyncio.create_task(collect(completing.grow(client, works)))
         first, second = (await scheduler.wait(Submit, 1)).handle, (await scheduler.wait(Submit, 2)).handle
         for place, token in enumerate(ids):
             row = Logprobs(np.uint32([0]).tobytes(), np.float32([-place - 1]).tobytes(), np.int32([1]).tobytes(), 0, b"", b"")
@@ -303,12 +305,12 @@ def test_a_stream_gives_only_what_is_new(tmp_path: Path) -> None:
 
 def test_leaving_a_stream_aborts(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        source = client.stream([5], SamplingParams())
-        task = asyncio.create_task(anext(source))  # type: ignore[arg-type]
+        source = completing.grow(client, await client.preparer.prepare([5], SamplingParams()))
+        task = asyncio.ensure_future(anext(source))
         handle = (await scheduler.wait(Submit)).handle
         scheduler.tokens((handle, 0, 10))
         await task
-        await source.aclose()  # type: ignore[attr-defined]
+        await source.aclose()
         assert (await scheduler.wait(Abort)).handles == [handle]
 
     play(tmp_path, scenario)
@@ -316,7 +318,7 @@ def test_leaving_a_stream_aborts(tmp_path: Path) -> None:
 
 def test_prompt_logprobs_in_pieces(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        task = asyncio.create_task(client.complete([5, 6, 7], SamplingParams(prompt_logprobs=1)))
+        task = asyncio.create_task(completing.complete(client, [5, 6, 7], SamplingParams(prompt_logprobs=1)))
         handle = (await scheduler.wait(Submit)).handle
         for position in (1, 2):
             columns = np.float32([-position]).tobytes(), np.int32([4]).tobytes()
@@ -348,7 +350,7 @@ def test_prompt_logprobs_in_pieces(tmp_path: Path) -> None:
 def test_refused_before_it_is_sent(tmp_path: Path, prompt: str | list[int], params: SamplingParams) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
         with pytest.raises(InvalidRequestError):
-            await client.complete(prompt, params)
+            await completing.complete(client, prompt, params)
         await asyncio.sleep(0.02)
         assert not scheduler.heard
 
@@ -357,10 +359,10 @@ def test_refused_before_it_is_sent(tmp_path: Path, prompt: str | list[int], para
 
 def test_a_dead_engine(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
-        task = asyncio.create_task(client.complete([5], SamplingParams()))
+        task = asyncio.create_task(completing.complete(client, [5], SamplingParams()))
         await scheduler.wait(Submit)
         client.engine_died("the worker ended")
-        for waiting in (task, client.complete([5], SamplingParams())):
+        for waiting in (task, completing.complete(client, [5], SamplingParams())):
             with pytest.raises(EngineDeadError, match="the worker ended"):
                 await waiting
 
@@ -380,9 +382,9 @@ def test_a_bug_in_one_streams_text_ends_that_stream_alone(tmp_path: Path, monkey
     async def scenario(client: EngineClient, scheduler: Scheduler) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(Tokenizer, "detokenizer", lambda *_: Broken())
-            broken = asyncio.create_task(client.complete([5], SamplingParams(stop=["x"])))
+            broken = asyncio.create_task(completing.complete(client, [5], SamplingParams(stop=["x"])))
             first = (await scheduler.wait(Submit, 1)).handle
-        other = asyncio.create_task(client.complete([5], SamplingParams()))
+        other = asyncio.create_task(completing.complete(client, [5], SamplingParams()))
         second = (await scheduler.wait(Submit, 2)).handle
         scheduler.tokens((first, 0, 10), (second, 0, 11), finished=[done(second, 1)])
         with pytest.raises(RequestFailedError):
