@@ -8,7 +8,6 @@ from typing import Any
 from frontend.detokenizer import json_inside
 from frontend.output_split import Delta, Kind, Splitter, ToolCall, joined
 from frontend.sse import SseStream, encode
-from frontend.token_logprobs import wanted_logprobs
 
 
 class ChatSseStream(SseStream):
@@ -82,11 +81,7 @@ class ChatSseStream(SseStream):
                     self._frame(part % (delta.call, json_inside(delta.text)))
 
     def _frame(self, delta: bytes) -> None:
-        logprobs = b"null"
-        if self._entries:
-            logprobs = self._shape.logprobs(self._tokenizer, self._entries, wanted_logprobs(self.work.params), self._offset)
-            self._entries = []
-        self._response.frame(self, self._chunk(b'"delta":%b,"logprobs":' % delta, logprobs, b"null"))
+        self._response.frame(self, self._chunk(b'"delta":%b,"logprobs":' % delta, self._logprobs(), b"null"))
 
     def _count(self, splitter: Splitter) -> None:
         more = splitter.reasoning_tokens - self._counted

@@ -43,6 +43,9 @@ class Extras:
 
 NO_EXTRAS = Extras()
 
+# Tokens with what is known of each; nothing is of a prompt's first.
+Entries = list[tuple[int, TokenLogprobs | None]]
+
 
 class Shape(Protocol):
     """How one API writes a choice: the JSON around its text and its logprobs."""
@@ -54,8 +57,8 @@ class Shape(Protocol):
     first: bytes | None  # content of a first frame, before any text
     prompt_in_choice: bool  # where a chunk tells of the prompt: in the choice, or beside the choices
 
-    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], wanted: Wanted, offset: int) -> bytes:
-        """JSON of tokens' logprobs; offset: characters of text before them."""
+    def logprobs(self, tokenizer: Tokenizer, entries: Entries, wanted: Wanted, offset: int) -> bytes:
+        """JSON of tokens' logprobs; offset: characters of the tokens before them."""
 
 
 class Sink(Protocol):
@@ -156,15 +159,16 @@ class SseResponse:
         stream.backlog.append(body)
         self._kept(len(body))
 
-    def frame(self, stream: Framed | None, data: bytes) -> None:
-        """Send a whole frame, after the text that `stream` has kept."""
+    def frame(self, stream: Framed | None, data: bytes, bounded: bool = True) -> None:
+        """Send a whole frame, after the text that `stream` has kept. bounded: it counts as unread; else it is of a size that the request
+        set and not the time that its client takes."""
         if self.direct:
             self._sink.write(self._framed(data))  # type: ignore[union-attr]
             return
         if stream is not None:
             self._settle(stream)
         self._frames.append(data)
-        self._kept(len(data))
+        self._kept(len(data) if bounded else 0)
 
     def ended(self, error: Exception | None) -> None:
         """One stream has ended."""
@@ -210,6 +214,7 @@ class SseStream(Stream):
     """
 
     __slots__ = (
+        "_echo",
         "_entries",
         "_held",
         "_interval",
@@ -254,8 +259,9 @@ class SseStream(Stream):
         self.tail = shape.text_close + b'null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
         self.backlog: list[bytes] = []
         self._with_logprobs = work.params.logprobs is not None
-        self._entries: list[tuple[int, TokenLogprobs]] = []
-        self._offset = 0
+        self._entries: Entries = []
+        self._offset = 0  # characters of the tokens whose logprobs were sent; a text's own may come later, or never
+        self._echo: str | None = None
         self._interval = extras.interval
         self._held = ""
         self._new_ids: list[int] | None = [] if extras.token_ids else None
@@ -268,10 +274,11 @@ class SseStream(Stream):
             response.preface(self._chunk(shape.first, b"null", b"null"))
 
     def begin_with(self, text: str) -> None:
-        """Text of the choice that comes before the model's, as with echo."""
-        body = self._shape.text_open + json_inside(text) + self._shape.text_close
-        self._response.preface(self._chunk(body, b"null", b"null"))
-        self._offset = len(text)
+        """Text of the choice that comes before the model's, as with echo; with its tokens' logprobs where the work asks for those."""
+        if self.work.params.prompt_logprobs is not None:
+            self._echo = text  # they are not known before the first token
+        else:
+            self._response.preface(self._chunk(self._text(text), b"null", b"null"))
 
     def push(self, token: int) -> bool:
         self._usage.completion_tokens += 1
@@ -286,6 +293,7 @@ class SseStream(Stream):
             if text:
                 self._response.text(self, json_inside(text))
             return False
+        self._tell_echo()
         text = self.text_of(token)
         self._note(token)
         self._send(text)
@@ -293,12 +301,14 @@ class SseStream(Stream):
 
     def push_last(self, token: int) -> None:
         self._usage.completion_tokens += 1
+        self._tell_echo()
         self._note(token)
         if self.work.params.include_stop_str_in_output:
             self._send(self._detokenizer.feed(token))
 
     def on_end(self) -> None:
         if self.error is None:
+            self._tell_echo()
             self._interval = 1
             self._send(self.last_text())
             if self.cached_tokens is not None and self.work.index == 0:
@@ -332,13 +342,27 @@ class SseStream(Stream):
         if not self._with_logprobs and not self._usage_each and self._new_ids is None and not self._prompt:
             self._response.text(self, json_inside(text))
             return
-        logprobs = b"null"
-        if self._entries:
-            logprobs = self._shape.logprobs(self._tokenizer, self._entries, wanted_logprobs(self.work.params), self._offset)
-            self._entries = []
-        self._offset += len(text)
-        body = self._shape.text_open + json_inside(text) + self._shape.text_close
-        self._response.frame(self, self._chunk(body, logprobs, b"null"))
+        self._response.frame(self, self._chunk(self._text(text), self._logprobs(), b"null"))
+
+    def _tell_echo(self) -> None:
+        """The text that comes before the model's, if it has waited for its logprobs."""
+        if self._echo is None:
+            return
+        body, self._echo = self._text(self._echo), None
+        self._entries = list(zip(self.work.prompt_ids, self.prompt_logprobs() or []))
+        self._response.frame(self, self._chunk(body, self._logprobs(), b"null"), bounded=False)
+
+    def _text(self, text: str) -> bytes:
+        return self._shape.text_open + json_inside(text) + self._shape.text_close
+
+    def _logprobs(self) -> bytes:
+        """Of the tokens that were noted since the last call."""
+        entries, self._entries = self._entries, []
+        if not entries:
+            return b"null"
+        told = self._shape.logprobs(self._tokenizer, entries, wanted_logprobs(self.work.params), self._offset)
+        self._offset += sum(len(self._tokenizer.token_text(token)) for token, _ in entries)
+        return told
 
     def _chunk(self, body: bytes, logprobs: bytes, finish: bytes) -> bytes:
         """body: the choice's members up to the value of its logprobs."""

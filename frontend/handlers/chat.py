@@ -12,9 +12,9 @@ from frontend.beam_search import run
 from frontend.body import decoder, read_json
 from frontend.conversation import echoed, prepare_chat
 from frontend.generation import Answer, outputs_json, prompt_logprobs_json, stream_answer
-from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from frontend.outputs import CompletionOutput, RequestOutput
 from frontend.schemas.chat import ChatRequest
-from frontend.sse import encode, prompt_text
+from frontend.sse import Entries, encode, prompt_text
 from frontend.stream import Work
 from frontend.token_logprobs import Wanted, token_logprobs, wanted_logprobs
 from frontend.tokenizer import Tokenizer
@@ -38,8 +38,8 @@ class ChatShape:
     def __init__(self, as_ids: bool = False) -> None:
         self._as_ids = as_ids
 
-    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], wanted: Wanted, offset: int) -> bytes:
-        content = [token_logprobs(tokenizer, token, entry, wanted, self._as_ids) for token, entry in entries]
+    def logprobs(self, tokenizer: Tokenizer, entries: Entries, wanted: Wanted, offset: int) -> bytes:
+        content = [token_logprobs(tokenizer, token, entry, wanted, self._as_ids) for token, entry in entries if entry is not None]
         return encode({"content": content})
 
 

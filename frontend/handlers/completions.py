@@ -17,7 +17,7 @@ from frontend.generation import Answer, outputs_json, prompt_logprobs_json, stre
 from frontend.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from frontend.schemas.completions import CompletionRequest
 from frontend.schemas.numbers import integer
-from frontend.sse import Usage, encode, prompt_text
+from frontend.sse import Entries, Usage, encode, prompt_text
 from frontend.stream import Work
 from frontend.token_logprobs import Wanted, floor, token_name
 from frontend.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ class CompletionShape:
     def __init__(self, as_ids: bool = False) -> None:
         self._as_ids = as_ids
 
-    def logprobs(self, tokenizer: Tokenizer, entries: list[tuple[int, TokenLogprobs]], wanted: Wanted, offset: int) -> bytes:
+    def logprobs(self, tokenizer: Tokenizer, entries: Entries, wanted: Wanted, offset: int) -> bytes:
         ids = [token for token, _ in entries]
         return encode(legacy_logprobs(ids, [entry for _, entry in entries], tokenizer, offset, self._as_ids))
 
@@ -99,8 +99,6 @@ def _params(app: App, body: CompletionRequest) -> SamplingParams:
     params = body.sampling_params(app.spec.model, wanted, DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens or 1)
     changes: dict[str, Any] = {"n": pool}
     if body.echo and logprobs is not None and params.prompt_logprobs is None:
-        if body.stream:
-            raise InvalidRequestError("echo with logprobs cannot be streamed", "echo")
         # Echoed logprobs cover the prompt, so the prompt's are asked for as well.
         changes["prompt_logprobs"] = logprobs
     if body.suffix:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from frontend.sse import MAX_BACKLOG_BYTES
 from frontend.tokenizer import Tokenizer
-from tests.api.server import DEMO, ApiServer, events
+from ipc.arena import Stat
+from tests.api.server import DEMO, ApiServer, events, http, read_answer, until
 
 PATH = "/v1/completions"
 TEXT = "The naïve fox saw 😀 twice."
@@ -141,8 +143,67 @@ def test_logprobs_streamed_are_the_same(server: ApiServer) -> None:
     body = {"prompt": "one 😀 two", "max_tokens": 20, "logprobs": 1}
     whole = server.post(PATH, body)[1]["choices"][0]["logprobs"]
     parts = [each["choices"][0]["logprobs"] for each in streamed(server, body)[:-1]]
-    for key in ("tokens", "token_logprobs", "top_logprobs"):
+    for key in whole:
         assert [entry for part in parts if part for entry in part[key]] == whole[key]
+
+
+def joined(chunks: list[Any]) -> list[dict[str, Any]]:
+    """The choices of a stream as they would stand in one answer."""
+    choices: dict[int, dict[str, Any]] = {}
+    for chunk in chunks:
+        for part in chunk["choices"]:
+            choice = choices.setdefault(part["index"], {"logprobs": None})
+            for key, value in part.items():
+                if key == "logprobs" and value and choice[key]:
+                    choice[key] = {name: choice[key][name] + value[name] for name in value}
+                elif key in ("text", "token_ids"):
+                    choice[key] = choice.get(key, value[:0]) + value
+                elif value is not None or key not in choice:
+                    choice[key] = value
+    return [choices[index] for index in sorted(choices)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "one 😀 two", "logprobs": 0},
+        {"prompt": [[2, 300, 301], [310] * 600, [7]], "n": 2, "logprobs": 3, "seed": 5, "temperature": 1},
+        {"prompt": TEXT, "logprobs": 2, "stop": "x saw", "return_token_ids": True, "return_prompt_text": True},
+        {"prompt": "a<|im_start|>b", "logprobs": 1, "return_tokens_as_token_ids": True, "skip_special_tokens": False},
+        {"prompt": TEXT, "logprobs": 1, "stream_interval": 4, "max_tokens": 13},
+        {"prompt": "one two", "logprobs": 1, "max_tokens": 1},
+        {"prompt": ["one two", "three"], "logprobs": 1, "stop_token_ids": [300], "logit_bias": {"300": 100}},
+    ],
+    ids=["text", "prompts-n", "stop-string", "special-tokens", "interval", "one-token", "stop-token"],
+)
+def test_echo_with_logprobs_in_a_stream(server: ApiServer, body: dict[str, Any]) -> None:
+    body = {"max_tokens": 20, "echo": True, **body}
+    status, whole = server.post(PATH, body)
+    assert status == 200, whole
+    *chunks, usage, done = streamed(server, {**body, "stream_options": {"include_usage": True}})
+    assert joined(chunks) == whole["choices"] and done == "[DONE]"
+    assert usage["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    for index, choice in enumerate(whole["choices"]):
+        own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        first, logprobs = own[0], choice["logprobs"]
+        assert choice["text"].startswith(first["text"]) and first["text"], "the first chunk is the prompt, and nothing else"
+        assert first["logprobs"]["token_logprobs"].count(None) == 1 and first["logprobs"]["token_logprobs"][0] is None
+        assert len(own) > 1 and all(None not in each["logprobs"]["token_logprobs"] for each in own[1:] if each["logprobs"])
+        if "return_tokens_as_token_ids" not in body:
+            assert logprobs["text_offset"] == [sum(map(len, logprobs["tokens"][:place])) for place in range(len(logprobs["tokens"]))]
+
+
+def test_an_echo_longer_than_what_may_wait_for_a_client(server: ApiServer) -> None:
+    """A client that has not read for a while is not cut off because its request's echo is long."""
+    body = {"prompt": [[place] + [300] * 2000 for place in range(8)], "n": 4, "logprobs": 1, "max_tokens": 2, "echo": True}
+    before = server.stat(Stat.GENERATION_TOKENS)
+    with server.connect(receive_buffer=4096) as client:
+        client.sendall(http("POST", PATH, {**body, "stream": True}))
+        until(lambda: server.stat(Stat.GENERATION_TOKENS) == before + 64)
+        status, _, raw = read_answer(client)
+    *chunks, done = events(raw)
+    assert status == 200 and len(raw) > 1.5 * MAX_BACKLOG_BYTES and done == "[DONE]"
+    assert joined(chunks) == server.post(PATH, body)[1]["choices"]
 
 
 def test_echo(server: ApiServer) -> None:
