@@ -6,7 +6,7 @@ ARGS ?=
 # Test files that run at a time. Two suit the two cores that CI has; more need memory, about 2 GB each.
 JOBS ?= 2
 
-PACKAGES := quire frontend scheduler_proc gpu_workers kernels_cuda ipc
+PACKAGES := quire frontend scheduler_proc gpu_workers kernels_cpu kernels_cuda ipc
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -53,7 +53,7 @@ class Forward:
 
     def wait(self) -> None:
         """Until all kernels are compiled."""
-        for kernels in self.device.compiling:
+        for kernels in self.device.kernel_sets:
             kernels.wait(300)
 
     def step(self, rows: int, new: int, start: int) -> None:

@@ -28,6 +28,5 @@ def run(spec: ChildSpec) -> NoReturn:
     code = Worker(spec).run()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without the interpreter's teardown: a thread that LLVM still compiles in meanwhile could take the process down with a signal, and
-    # waiting for it would keep the user for seconds after a short first run.
+    # Without the interpreter's teardown, of which nothing is needed: threads may still wait for a step or for kernels.
     os._exit(code)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 
-# At debug, numba tells of every byte code it reads while it compiles: tens of thousands of lines.
-TALKATIVE = ("numba",)
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -15,8 +13,6 @@ def configure(process_name: str, level: str = "info") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s.%(msecs)03d %(levelname).1s {process_name}: %(message)s", datefmt="%H:%M:%S"))
     logging.getLogger().handlers[:] = [handler]
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
     set_level(level)
 
 

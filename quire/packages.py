@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 
-PACKAGES = ("ipc", "frontend", "scheduler_proc", "gpu_workers", "kernels_cuda")
+PACKAGES = ("ipc", "frontend", "scheduler_proc", "gpu_workers", "kernels_cpu", "kernels_cuda")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

@@ -18,7 +18,7 @@ from packaging.version import Version
 from ipc import config
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("quire", "frontend", "scheduler_proc", "gpu_workers", "ipc", "kernels_cuda")
+PACKAGES = ("quire", "frontend", "scheduler_proc", "gpu_workers", "ipc", "kernels_cpu", "kernels_cuda")
 
 # Put together from pieces, so that this file does not break its own rule. A path of one machine is a command that fails on the next;
 # which registry to install from is the business of each machine's pip configuration, since mirrors differ.

@@ -22,8 +22,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quire": {"frontend", "ipc"},
     "frontend": {"ipc"},
     "scheduler_proc": {"ipc"},
-    "gpu_workers": {"ipc", "kernels_cuda"},
+    "gpu_workers": {"ipc", "kernels_cpu", "kernels_cuda"},
     "ipc": set(),
+    "kernels_cpu": set(),
     "kernels_cuda": set(),
 }
 # tests and bench may import everything, and nothing of the product may import them: they are not in the wheel.
@@ -34,7 +35,10 @@ CHILD = "quire/child.py"
 CHILD_ENTRIES = {"frontend.run", "scheduler_proc.run", "gpu_workers.run"}
 
 # Slow to import and large in memory; a frontend that pulled one in would take seconds to start.
-HEAVY = ("torch", "cupy", "transformers", "numba", "safetensors.torch")
+HEAVY = ("torch", "cupy", "transformers", "safetensors.torch")
+# The compilers of CPU kernels are never loaded where requests are served.
+COMPILERS = ("numba", "llvmlite")
+MAY_COMPILE = {"kernels_cpu"}
 MAY_BE_HEAVY = {"gpu_workers", "kernels_cuda"}
 FALLBACK_TOKENIZER = "frontend/fallback_tokenizer.py"
 
@@ -118,6 +122,12 @@ def heavy_violation(path: str, found: Import) -> str | None:
     return f"{found.module} belongs in gpu_workers or kernels_cuda"
 
 
+def compiler_violation(path: str, found: Import) -> str | None:
+    if path.split("/")[0] in MAY_COMPILE or not within(found.module, COMPILERS):
+        return None
+    return f"{found.module} belongs in kernels_cpu"
+
+
 def dotted(node: ast.AST, names: dict[str, str]) -> str | None:
     """`t.distributed.x` as "torch.distributed.x" after `import torch as t`; None for what is not a chain of plain names."""
     if isinstance(node, ast.Name):
@@ -172,7 +182,11 @@ def violations(path: str, source: str) -> list[str]:
     for each in imports(path, tree):
         if within(each.module, BANNED_MODULES):
             found.add((each.line, f"{each.module} is banned"))
-        found.update((each.line, message) for check in (floor_violation, heavy_violation) if (message := check(path, each)) is not None)
+        found.update(
+            (each.line, message)
+            for check in (floor_violation, heavy_violation, compiler_violation)
+            if (message := check(path, each)) is not None
+        )
     return [f"{path}:{line}: {message}" for line, message in sorted(found)]
 
 
@@ -220,6 +234,9 @@ def test_the_scan_reads_every_package(package: str) -> None:
         ("frontend/fallback_tokenizer.py", "import transformers"),
         ("frontend/fallback_tokenizer.py", "def f():\n    import torch"),
         ("scheduler_proc/rows.py", "from numba import njit"),
+        ("gpu_workers/layers/cpu_ops.py", "def f():\n    import llvmlite.binding"),
+        ("kernels_cpu/ops.py", "from gpu_workers.device import base"),
+        ("kernels_cpu/compiler.py", "import torch"),
         ("ipc/arena.py", "from cupy.cuda import runtime"),
         ("quire/llm.py", "def f():\n    import torch.nn"),
         ("frontend/app.py", "from safetensors.torch import load_file"),
@@ -263,8 +280,9 @@ def test_a_planted_violation_is_found(path: str, source: str) -> None:
         ("frontend/handlers/chat.py", "from ..schemas import chat\nfrom . import models"),
         ("frontend/fallback_tokenizer.py", "def f():\n    from transformers import AutoTokenizer"),
         ("scheduler_proc/loop.py", "import ipc.channels\nimport numpy"),
-        ("gpu_workers/worker.py", "import torch\nfrom kernels_cuda import build\nfrom numba import njit\nfrom ipc import arena"),
+        ("gpu_workers/worker.py", "import torch\nfrom kernels_cuda import build\nfrom kernels_cpu import cache\nfrom ipc import arena"),
         ("kernels_cuda/reference.py", "import torch\nimport cupy"),
+        ("kernels_cpu/linear.py", "import numpy\nfrom numba import njit"),
         ("quire/llm.py", "from frontend.engine_client import EngineClient\nfrom ipc import config"),
         ("quire/child.py", "def run():\n    from scheduler_proc.run import run\n    from gpu_workers import run as worker"),
         # a module of another owner whose name only begins like ours, or like a heavy one
@@ -285,7 +303,17 @@ def test_importing_leaves_the_heavy_libraries_out(module: str) -> None:
     target = ROOT / module.replace(".", "/")
     if not (target.with_suffix(".py").exists() or (target / "__init__.py").exists()):
         pytest.skip(f"{module} is not written yet")
-    code = f"import sys, {module}; print(*sorted({{'torch', 'cupy', 'transformers', 'numba'}} & sys.modules.keys()))"
+    assert loaded(module, {"torch", "cupy", "transformers", "numba"}) == []
+
+
+@pytest.mark.parametrize("module", ["gpu_workers.worker", "gpu_workers.device.cpu", "kernels_cpu.build"])
+def test_importing_leaves_the_compilers_out(module: str) -> None:
+    assert loaded(module, {"numba", "llvmlite"}) == []
+
+
+def loaded(module: str, names: set[str]) -> list[str]:
+    """Which of these modules importing this one loads."""
+    code = f"import sys, {module}; print(*sorted({names} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
+    return done.stdout.split()

@@ -1,13 +1,15 @@
-"""Attention over paged keys and values as one compiled kernel per layer, for any mix of rows.
+"""Attention over paged keys and values as one kernel per layer (kernels_cpu/attention.py), for any mix of rows.
 
 Its threads first norm and turn the step's queries and keys and put keys and values into the cache. Then they share two kinds of work: a
 tile of a row's queries with one KV head (prefill), and a row's single query with one KV head (decode), whose keys are cut into parts
-when rows are few. All in float32, but for CPUs that multiply bfloat16 (cpu_tile_kernel.py). Reference:
-cpu_paged.py computes the same with torch; it serves while this is being compiled.
+when rows are few. All in float32, but for CPUs that multiply bfloat16 (kernels_cpu/tile_attention.py).
+Reference: cpu_paged.py computes the same with torch; it serves until the kernel is there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,26 +18,66 @@ import torch
 from gpu_workers.attention import HeadNorms
 from gpu_workers.batch import StepInputs
 from gpu_workers.device.base import AttentionShape
-from gpu_workers.device.compiling import Compiling
+from gpu_workers.device.kernel_sets import KernelSet
 from gpu_workers.layers.rotary import Rotary
+from kernels_cpu import features
+from kernels_cpu.attention_layout import (
+    ANGLES,
+    COUNTERS,
+    DECODE_ROW,
+    DECODING,
+    EPS_BITS,
+    HALF,
+    K_CACHE,
+    K_NORM,
+    LENGTHS,
+    NEXT_PART,
+    NEXT_TILE,
+    NUM_ARGUMENTS,
+    NUM_BLOCKS,
+    NUM_NEW,
+    OUT,
+    PART_END,
+    PART_FIRST,
+    PARTIALS,
+    POSITIONS,
+    Q_NORM,
+    QKV,
+    ROWS,
+    SCALE_BITS,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SLOTS,
+    SPLIT,
+    STARTS,
+    TABLE_WIDTH,
+    TABLES,
+    THREADS,
+    TILE_CONFIGURATION,
+    TILE_FIRST,
+    TILE_ROW,
+    TILES,
+    TOKENS,
+    V_CACHE,
+    WINDOW,
+    fits_tiles,
+    scratch_bytes,
+    tile_scratch_bytes,
+    tile_tokens,
+)
+from kernels_cpu.image import launcher
+from kernels_cpu.recipe import Kernel
 
 if TYPE_CHECKING:
     from gpu_workers.kv_cache import KVCache
 
 # Below this many multiplications a step's attention runs on the calling thread: waking the others costs more.
 WORTH_THREADS = 2**19
-# Query rows (tokens times heads of a group) of one tile, at most; tokens of one tile, at most.
-TILE_ROWS, TILE_TOKENS = 96, 64
 # A decode row's keys are cut, where rows are too few for all threads, into parts of no less than this.
 PART_KEYS = 256
-# Places in the argument array. Tiles and parts are columns over the rows of `plan`; SPLIT parts belong to each row that decodes.
-(QKV, OUT, K_CACHE, V_CACHE, NUM_BLOCKS, WINDOW, Q_NORM, K_NORM, EPS_BITS, SCALE_BITS, ANGLES, HALF, POSITIONS, SLOTS, TOKENS, TABLES,
- TABLE_WIDTH, ROWS, LENGTHS, NUM_NEW, STARTS, TILES, TILE_ROW, TILE_FIRST, DECODING, DECODE_ROW, SPLIT, PART_FIRST, PART_END, PARTIALS,
- SCRATCH, SCRATCH_BYTES, THREADS, NEXT_TILE, NEXT_PART, COUNTERS, TILE_CONFIGURATION) = range(37)  # fmt: skip
-NUM_ARGUMENTS = 40
 
 
-class AttentionKernel(Compiling):
+class AttentionKernel(KernelSet):
     """The kernel of one shape."""
 
     def __init__(self, shape: AttentionShape, threads: int) -> None:
@@ -44,13 +86,21 @@ class AttentionKernel(Compiling):
         self._arguments = np.zeros(NUM_ARGUMENTS, np.int64)
         self._arguments[COUNTERS] = self._arguments.ctypes.data + NEXT_TILE * self._arguments.itemsize
         self._launch: Any = None
-        self._scratch_bytes: Any = None
         self._used = 1
-        self._tokens = max(1, min(TILE_TOKENS, TILE_ROWS // shape.group))
+        bf16, dots = shape.dtype == torch.bfloat16, not features.amx()
+        on_tiles = bf16 and (not dots or features.dots()) and fits_tiles(shape.head_dim, shape.block_size)
+        sizes = shape.head_dim, shape.group, shape.kv_heads, shape.block_size
+        self._tokens = tile_tokens(shape.group, on_tiles)
+        self._scratch_bytes: Callable[[int], int] = (
+            partial(tile_scratch_bytes, *sizes) if on_tiles else partial(scratch_bytes, shape.head_dim, shape.group)
+        )
+        self._configuration = features.tile_configuration()
+        self._arguments[TILE_CONFIGURATION] = self._configuration.ctypes.data
         self._keep: tuple[Any, ...] = ()
         self._scratch = self._partials = np.empty(0, np.uint8)
         if shape.dtype in (torch.float32, torch.bfloat16):
-            self.start()
+            module, last = ("tile_attention", dots) if on_tiles else ("attention", bf16)
+            self.start({"attention": Kernel(module, "attention", (*sizes, last))})
 
     def plan(self, step: StepInputs, scale: float) -> None:
         """Prepare what is the same for all layers of this step."""
@@ -118,28 +168,5 @@ class AttentionKernel(Compiling):
         a[NEXT_TILE] = a[NEXT_PART] = 0
         self._launch(self._used)
 
-    def build(self, cache: bool) -> bool:
-        from gpu_workers.device.cpu_native import launcher
-
-        self._launch = launcher(self._kernel(cache), self._arguments)
-        return True
-
-    def _kernel(self, cache: bool) -> Any:
-        from gpu_workers.attention import cpu_attention_kernel
-        from gpu_workers.device import cpu_dots, cpu_tiles
-
-        shape, dots = self._shape, not cpu_tiles.available()
-        if shape.dtype == torch.bfloat16 and (not dots or cpu_dots.available()):
-            from gpu_workers.attention import cpu_tile_kernel
-
-            if cpu_tile_kernel.serves(shape.head_dim, shape.block_size):
-                self._tokens = cpu_tile_kernel.tile_tokens(shape.group)
-                self._scratch_bytes = lambda keys: cpu_tile_kernel.scratch_bytes(
-                    shape.head_dim, shape.group, shape.kv_heads, shape.block_size, keys
-                )
-                self._configuration = cpu_tiles.configuration()
-                self._arguments[TILE_CONFIGURATION] = self._configuration.ctypes.data
-                return cpu_tile_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, dots, cache)
-        self._scratch_bytes = lambda keys: cpu_attention_kernel.scratch_bytes(shape.head_dim, shape.group, self._tokens, keys)
-        bf16 = shape.dtype == torch.bfloat16
-        return cpu_attention_kernel.compiled(shape.head_dim, shape.group, shape.kv_heads, shape.block_size, bf16, cache)
+    def take(self, addresses: Mapping[str, int]) -> None:
+        self._launch = launcher(addresses["attention"], self._arguments)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.device.base import AttentionShape, Deliver, PackedLinear, Runner, Serving
-from gpu_workers.device.compiling import Compiling
+from gpu_workers.device.kernel_sets import KernelSet
 from gpu_workers.device.thread_choice import ThreadChoice
 from gpu_workers.kv_cache import bytes_per_block
 from gpu_workers.layers.cpu_linear import PanelLinear, PanelProducts
@@ -135,7 +135,7 @@ class CPUDevice:
         return None
 
     def close(self) -> None:
-        """Nothing to end: kernels that still compile go with the process (gpu_workers/run.py)."""
+        """Nothing to end: a process that still compiles kernels ends with this one (kernels_cpu/build.py)."""
 
     def ops(self, dtype: torch.dtype) -> Ops:
         self.fused_ops = CPUOps(dtype, self.threads)
@@ -155,7 +155,7 @@ class CPUDevice:
         self.attention_kernel = AttentionKernel(shape, self.threads)
 
     @property
-    def compiling(self) -> list[Compiling]:
+    def kernel_sets(self) -> list[KernelSet]:
         """Kernels that are or will be there; torch computes the same without them."""
         return [kernels for kernels in (self._panels, self._tiles, self.attention_kernel, self.fused_ops) if kernels is not None]
 
@@ -165,7 +165,16 @@ class CPUDevice:
     def runner(self, serving: Serving, num_blocks: int, deliver: Deliver) -> Runner:
         from gpu_workers.runner import ModelRunner
 
+        for kernels in self.kernel_sets:
+            kernels.on_change = self._tell
+        self._tell()
         return ModelRunner(serving.model, self, serving.ranks, serving.arena.dimensions, self._block_size, num_blocks)
+
+    def _tell(self) -> None:
+        """Which kernels are in use; once more when that changes."""
+        ready = [kernels.what for kernels in self.kernel_sets if kernels.ready]
+        awaited = [kernels.what for kernels in self.kernel_sets if kernels.awaited]
+        log.info("CPU kernels in use: %s%s", ", ".join(ready) or "none", f"; being compiled: {', '.join(awaited)}" if awaited else "")
 
     def attention(self, spec: DecoderSpec, cache: KVCache) -> CPUPagedAttention:
         """The attention backend over `cache`."""

@@ -2,24 +2,27 @@
 
 torch multiplies bfloat16 without bfloat16 instructions hundreds of times slower than memory delivers the weights (docs/benchmarks.md).
 These kernels widen the weights in registers and add up in float32, for any number of rows: a few at memory speed, many at the rate
-of a float32 product; int4 beside bfloat16 rows goes through VNNI or the matrix unit where the CPU has them. Until they are compiled, torch
+of a float32 product; int4 beside bfloat16 rows goes through VNNI or the matrix unit where the CPU has them. Until they are there, torch
 computes from the plain weight, which is packed and dropped at its first use after.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpu_workers.device.compiling import Compiling
+from gpu_workers.device.kernel_sets import KernelSet
 from gpu_workers.quantization.rounding import GROUP, Rounded
+from kernels_cpu import features
+from kernels_cpu import linear_layout as places
+from kernels_cpu.image import launcher, run
+from kernels_cpu.recipe import Kernel
 
 FORMATS = ("bfloat16", "int8", "int4")
-# Rows of a block, and how many inputs a turn of the inner loop takes: few rows need more sums side by side to keep the CPU busy.
-HEIGHTS = ((1, 4), (2, 2), (4, 2), (6, 2))
 # Inputs are filled up with zeros to a multiple of what a loop takes at once.
 MULTIPLE = {"bfloat16": 4, "int8": 4, "int4": GROUP}
 # More rows than this take turns, which bounds the memory for their float32 copy.
@@ -32,28 +35,23 @@ TILE_BYTES = 2 * 2**20
 ALONE = 2**15
 # Threads take panels in portions: at least so many portions per thread, of at most so many panels.
 PORTIONS, PORTION_MOST = 8, 16
-SUMS_BYTES = 1024
 
 
-class PanelProducts(Compiling):
+class PanelProducts(KernelSet):
     """The kernels for weights of some formats and activations of one dtype."""
 
     def __init__(self, formats: set[str], dtype: torch.dtype, threads: int) -> None:
         super().__init__("matrix products")
         self.dtype, self.threads = dtype, threads
-        self.kernels: Any = None
-        self._formats = sorted(formats)
-        self._products: dict[tuple[str, int], Any] = {}
-        self._packers: dict[str, Any] = {}
+        self._addresses: Mapping[str, int] = {}
         # int4 on tiles, where there is a matrix unit; int4 by VNNI, where there are these instructions.
-        self.tiles: Any = None
-        self._tiled: Any = None
-        self.vnni: Any = None
-        self.configuration = np.empty(0, np.uint8)
+        int4 = dtype == torch.bfloat16 and "int4" in formats
+        self.tiles, self.vnni = int4 and features.amx(), int4 and features.vnni()
+        self.configuration = features.tile_configuration()
         self._scratch = np.empty(0, np.uint8)
         self._scratch_at = 0
         if formats:
-            self.start()
+            self.start(self._recipe(sorted(formats)))
 
     def scratch(self, size: int) -> int:
         """The address of `size` bytes that any product may overwrite."""
@@ -64,44 +62,32 @@ class PanelProducts(Compiling):
 
     def launchers(self, name: str, arguments: np.ndarray) -> dict[int, Any]:
         """The kernels of a format by their blocks' height, over these arguments."""
-        from gpu_workers.device.cpu_native import launcher
-
-        return {height: launcher(kernel, arguments) for (of, height), kernel in self._products.items() if of == name}
+        found = {height: self._addresses.get(f"{name}_{height}") for height in (*places.VNNI_HEIGHTS, *dict(places.HEIGHTS))}
+        return {height: launcher(address, arguments) for height, address in found.items() if address is not None}
 
     def tile_launcher(self, name: str, arguments: np.ndarray) -> Any:
         """The kernel on tiles, or None."""
-        from gpu_workers.device.cpu_native import launcher
-
-        return launcher(self._tiled, arguments) if self._tiled is not None and name == "int4" else None
+        return launcher(self._addresses["int4_tiles"], arguments) if self.tiles and name == "int4" else None
 
     def pack(self, name: str, arguments: np.ndarray) -> None:
-        from gpu_workers.device.cpu_native import run
+        run(self._addresses[f"{name}_packer"], arguments, self.threads)
 
-        run(self._packers[name], arguments, self.threads)
+    def take(self, addresses: Mapping[str, int]) -> None:
+        self._addresses = addresses
 
-    def build(self, cache: bool) -> bool:
-        from gpu_workers.device import cpu_tiles
-        from gpu_workers.layers import cpu_linear_kernels as kernels
-
-        self.kernels, bf16 = kernels, self.dtype == torch.bfloat16
-        if bf16 and "int4" in self._formats:
-            from gpu_workers.layers import cpu_vnni_kernels
-
-            self.vnni = cpu_vnni_kernels if cpu_vnni_kernels.available() else None
-        for name in self._formats:
-            kind = kernels.KINDS[name]
-            self._packers[name] = kernels.packer_int4(cache) if name == "int4" else kernels.packer(kind, cache)
-            if name == "int4" and self.vnni is not None:
-                self._products |= {(name, height): self.vnni.product(height, cache) for height in self.vnni.HEIGHTS}
+    def _recipe(self, formats: list[str]) -> dict[str, Kernel]:
+        recipe, bf16 = {}, self.dtype == torch.bfloat16
+        for name in formats:
+            kind = places.KINDS[name]
+            recipe[f"{name}_packer"] = Kernel("linear", "packer_int4") if name == "int4" else Kernel("linear", "packer", (kind,))
+            if name == "int4" and self.vnni:
+                recipe |= {f"{name}_{height}": Kernel("vnni", "product", (height,)) for height in places.VNNI_HEIGHTS}
                 continue
-            for height, unroll in HEIGHTS:
-                self._products[name, height] = kernels.product(kind, bf16, height, unroll, cache)
-        if bf16 and "int4" in self._formats and cpu_tiles.available():
-            from gpu_workers.layers import cpu_tile_int4_kernels as tiles
-
-            self.tiles, self.configuration = tiles, cpu_tiles.configuration()
-            self._tiled = tiles.product(cache)
-        return True
+            for height, unroll in places.HEIGHTS:
+                recipe[f"{name}_{height}"] = Kernel("linear", "product", (kind, bf16, height, unroll))
+        if self.tiles:
+            recipe["int4_tiles"] = Kernel("tile_int4", "product")
+        return recipe
 
 
 class PanelLinear:
@@ -126,10 +112,10 @@ class PanelLinear:
             self._pack()
         rows = x.shape[0]
         out = torch.empty(rows, self._outputs, dtype=x.dtype)
-        a, places, size = self._arguments, self._products.kernels, x.element_size()
+        a, size = self._arguments, x.element_size()
         threads = min(self._products.threads, torch.get_num_threads())
         a[places.BIAS], a[places.THREADS] = 0 if bias is None else bias.data_ptr(), threads
-        portions = self._outputs // (threads * PORTIONS * self._products.kernels.PANEL)
+        portions = self._outputs // (threads * PORTIONS * places.PANEL)
         a[places.PORTION] = max(1, min(PORTION_MOST, portions))
         on_tiles = self._launch_tiles is not None and rows >= TILE_ROWS
         at_once = max(32, TILE_BYTES // (2 * self._inputs) // 32 * 32) if on_tiles else ROWS_AT_ONCE
@@ -138,39 +124,39 @@ class PanelLinear:
             a[places.X], a[places.OUT] = x.data_ptr() + first * self._inputs * size, out.data_ptr() + first * self._outputs * size
             if on_tiles:
                 self._multiply_on_tiles(count, threads)
-            elif self._name == "int4" and self._products.vnni is not None:
+            elif self._name == "int4" and self._products.vnni:
                 self._multiply_by_vnni(count, threads)
             else:
                 self._multiply(count, threads)
         return out
 
     def _multiply_on_tiles(self, rows: int, threads: int) -> None:
-        a, places, products = self._arguments, self._products.kernels, self._products
+        a, products = self._arguments, self._products
         alone = threads == 1 or rows * self._inputs <= ALONE
         a[places.ROWS], a[places.ALONE], a[places.COUNTER] = rows, alone, 0
-        a[places.SCRATCH] = products.scratch(products.tiles.scratch_bytes(rows, int(a[places.PADDED]), threads, alone))
+        a[places.SCRATCH] = products.scratch(places.tile_scratch_bytes(rows, int(a[places.PADDED]), threads, alone))
         self._launch_tiles(threads)
 
     def _multiply_by_vnni(self, rows: int, threads: int) -> None:
-        a, places, products = self._arguments, self._products.kernels, self._products
-        height = next((height for height in products.vnni.HEIGHTS if rows <= height), products.vnni.HEIGHTS[-1])
+        a, products = self._arguments, self._products
+        height = next((height for height in places.VNNI_HEIGHTS if rows <= height), places.VNNI_HEIGHTS[-1])
         alone = threads == 1 or rows * self._inputs <= ALONE
         a[places.ROWS], a[places.ALONE], a[places.COUNTER] = rows, alone, 0
-        a[places.SCRATCH] = products.scratch(products.vnni.scratch_bytes(rows, int(a[places.PADDED]), threads, alone, height))
+        a[places.SCRATCH] = products.scratch(places.vnni_scratch_bytes(rows, int(a[places.PADDED]), threads, alone, height))
         self._launch[height](threads)
 
     def _multiply(self, rows: int, threads: int) -> None:
-        a, places = self._arguments, self._products.kernels
-        height = next((height for height, _ in HEIGHTS if rows <= height), 4 if 6 < rows <= 8 else 6)
+        a = self._arguments
+        height = next((height for height, _ in places.HEIGHTS if rows <= height), 4 if 6 < rows <= 8 else 6)
         # int4 adds a number to every group of inputs.
         numbers = -(-rows // height) * height * (int(a[places.PADDED]) // GROUP * (GROUP + 1) + GROUP)
         alone = numbers <= ALONE or threads == 1
         a[places.ROWS], a[places.ALONE], a[places.COUNTER] = rows, alone, 0
-        a[places.SCRATCH] = self._products.scratch(threads * SUMS_BYTES + numbers * 4 * (threads if alone else 1))
+        a[places.SCRATCH] = self._products.scratch(threads * places.SUMS_BYTES + numbers * 4 * (threads if alone else 1))
         self._launch[height](threads)
 
     def _pack(self) -> None:
-        weight, products, places = self.weight, self._products, self._products.kernels
+        weight, products = self.weight, self._products
         multiple = MULTIPLE[self._name]
         padded = -(-self._inputs // multiple) * multiple
         a = np.zeros(places.NUM_ARGUMENTS, np.int64)

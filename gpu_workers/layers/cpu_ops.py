@@ -5,13 +5,16 @@ torch serves them until the kernels are compiled, and everything the kernels do 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from gpu_workers.device.compiling import Compiling
+from gpu_workers.device.kernel_sets import KernelSet
 from gpu_workers.layers.ops import Ops
+from kernels_cpu.image import launcher
+from kernels_cpu.recipe import Kernel
 
 # Below this many elements the calling thread does it alone: waking the others costs more.
 WORTH_THREADS = 2**16
@@ -19,7 +22,7 @@ WORTH_THREADS = 2**16
 WORTH_SEARCHING = 2**20
 
 
-class CPUOps(Compiling, Ops):
+class CPUOps(KernelSet, Ops):
     """Contract of Ops; x and gate_up must be contiguous, as they are in the decoder."""
 
     def __init__(self, dtype: torch.dtype, threads: int) -> None:
@@ -31,7 +34,17 @@ class CPUOps(Compiling, Ops):
         self._gated: Any = None
         self._argmax: dict[torch.dtype, Any] = {}
         if dtype in (torch.float32, torch.bfloat16):
-            self.start()
+            bf16 = dtype == torch.bfloat16
+            recipe = {
+                "norm": Kernel("ops", "norm", (bf16, False)),
+                "add_norm": Kernel("ops", "norm", (bf16, True)),
+                "silu_gated": Kernel("ops", "silu_gated", (bf16,)),
+                # Logits that something was done to are float32.
+                "argmax_float32": Kernel("ops", "argmax", (False,)),
+            }
+            if bf16:
+                recipe["argmax_bfloat16"] = Kernel("ops", "argmax", (True,))
+            self.start(recipe)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         if not self.ready:
@@ -77,14 +90,7 @@ class CPUOps(Compiling, Ops):
         self._arguments[6] = threads
         kernel(threads)
 
-    def build(self, cache: bool) -> bool:
-        from gpu_workers.device.cpu_native import launcher
-        from gpu_workers.layers.cpu_ops_kernels import argmax, norm, silu_gated
-
-        bf16 = self._dtype == torch.bfloat16
-        kernels = norm(bf16, False, cache), norm(bf16, True, cache), silu_gated(bf16, cache)
-        self._norm, self._add_norm, self._gated = (launcher(kernel, self._arguments) for kernel in kernels)
-        # Logits that something was done to are float32.
-        for dtype in {self._dtype, torch.float32}:
-            self._argmax[dtype] = launcher(argmax(dtype == torch.bfloat16, cache), self._arguments)
-        return True
+    def take(self, addresses: Mapping[str, int]) -> None:
+        launchers = {name: launcher(address, self._arguments) for name, address in addresses.items()}
+        self._norm, self._add_norm, self._gated = (launchers[name] for name in ("norm", "add_norm", "silu_gated"))
+        self._argmax = {dtype: launchers[f"argmax_{str(dtype).removeprefix('torch.')}"] for dtype in {self._dtype, torch.float32}}

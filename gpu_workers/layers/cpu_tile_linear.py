@@ -1,24 +1,29 @@
-"""Matrix products of our own for bfloat16 activations and bfloat16 or int8 weights: by AMX (device/cpu_tiles.py) or, where there is none,
-by the dot products of 512-bit vectors (device/cpu_dots.py).
+"""Matrix products of our own for bfloat16 activations and bfloat16 or int8 weights: by AMX (kernels_cpu/tiles.py) or, where there is
+none, by the dot products of 512-bit vectors (kernels_cpu/dots.py).
 
 Against oneDNN's on the same bfloat16 weights: a decode step of few rows takes 0.5 to 0.7 of the time, since memory is read in one run of
 huge pages; from 64 rows on both are alike (docs/benchmarks.md). With int8 weights, a row of activations becomes whole numbers of 16 bits,
 whose two digits are multiplied as int8 each: exact sums (of up to 2**16 inputs), in the time of bfloat16 and with half the memory. Until
-the kernels are compiled, torch computes from the plain weight.
+the kernels are there, torch computes from the plain weight.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpu_workers.device.compiling import Compiling
+from gpu_workers.device.kernel_sets import KernelSet
 from gpu_workers.layers.ops import Ops
 from gpu_workers.quantization.rounding import Rounded
+from kernels_cpu import features
+from kernels_cpu import tile_layout as places
+from kernels_cpu.image import launcher, run
+from kernels_cpu.recipe import Kernel
 
 # More rows than so many bytes take turns, which bounds the memory for their copy as tiles.
 ROWS_BYTES = 5 * 2**20
@@ -26,34 +31,34 @@ ROWS_BYTES = 5 * 2**20
 ALONE = 2**15
 # Outputs of a gated product: a panel holds 16 gates beside what they are multiplied with.
 GATED_MULTIPLE = 32
-_PER_CALL = struct.Struct("7q")  # what changes with every call: the first places of cpu_tile_kernels.py
+_PER_CALL = struct.Struct("7q")  # what changes with every call: the first places of kernels_cpu/tile_layout.py
 _COUNTER = 8  # int64 from one thread's counter to the next: a cache line
 
 
 def supported() -> bool:
-    """Whether torch sees a unit that multiplies bfloat16 and int8: AMX, which the kernel must allow, or dot instructions."""
-
-    def has(*names: str) -> bool:
-        return all((ask := getattr(torch.cpu, name, None)) is not None and bool(ask()) for name in names)
-
-    return has("_is_amx_tile_supported", "_init_amx") or has("_is_avx512_bf16_supported", "_is_vnni_supported")
+    """Whether this machine has a unit that multiplies bfloat16 and int8: AMX, which Linux must allow, or dot instructions."""
+    return features.amx() or features.dots()
 
 
-class TileProducts(Compiling):
+class TileProducts(KernelSet):
     """The kernels for all layers of a model, with bfloat16 or with int8 weights."""
 
     def __init__(self, int8: bool, threads: int) -> None:
         super().__init__("matrix products")
         self.int8, self.threads = int8, threads
-        self.kernels: Any = None
         self.counters = np.zeros(threads * _COUNTER, np.int64)
-        self.configuration = np.empty(0, np.uint8)
+        self.configuration = features.tile_configuration()
         # By whether silu and gate are part of them.
-        self.products: dict[bool, Any] = {}
-        self.packers: dict[bool, Any] = {}
+        self.products: dict[bool, int] = {}
+        self.packers: dict[bool, int] = {}
         self._scratch = np.empty(0, np.uint8)
         self._scratch_at = 0
-        self.start()
+        dots = not features.amx()
+        recipe = {}
+        for gated in (False, True):
+            recipe[f"product_{gated}"] = Kernel("tile_linear", "product", (int8, gated, dots))
+            recipe[f"packer_{gated}"] = Kernel("tile_linear", "packer", (int8, gated, dots))
+        self.start(recipe)
 
     def scratch(self, size: int) -> int:
         """The address of `size` bytes that any product may overwrite."""
@@ -62,19 +67,9 @@ class TileProducts(Compiling):
             self._scratch_at = self._scratch.ctypes.data
         return self._scratch_at
 
-    def build(self, cache: bool) -> bool:
-        from gpu_workers.device import cpu_dots, cpu_tiles
-
-        dots = not cpu_tiles.available()
-        if dots and not cpu_dots.available():
-            return False
-        from gpu_workers.layers import cpu_tile_kernels as kernels
-
-        self.kernels, self.configuration = kernels, cpu_tiles.configuration()
-        for gated in (False, True):
-            self.products[gated] = kernels.product(self.int8, gated, dots, cache)
-            self.packers[gated] = kernels.packer(self.int8, gated, dots, cache)
-        return True
+    def take(self, addresses: Mapping[str, int]) -> None:
+        self.products = {gated: addresses[f"product_{gated}"] for gated in (False, True)}
+        self.packers = {gated: addresses[f"packer_{gated}"] for gated in (False, True)}
 
 
 class TileLinear:
@@ -117,15 +112,13 @@ class TileLinear:
     def _multiply(self, x_at: int, out_at: int, bias_at: int, rows: int, threads: int) -> None:
         products = self._products
         alone = threads == 1 or rows * self._inputs <= ALONE
-        scratch = products.scratch(products.kernels.scratch_bytes(rows, self._inputs, threads, alone, products.int8))
+        scratch = products.scratch(places.scratch_bytes(rows, self._inputs, threads, alone, products.int8))
         _PER_CALL.pack_into(self._arguments, 0, x_at, out_at, bias_at, scratch, rows, threads, alone)
         products.counters.fill(0)
         self._launch(threads)
 
     def _pack(self, weight: torch.Tensor | Rounded) -> None:
-        from gpu_workers.device.cpu_native import launcher, run
-
-        products, places = self._products, self._products.kernels
+        products = self._products
         a = np.zeros(places.NUM_ARGUMENTS, np.int64)
         a[places.INPUTS], a[places.OUTPUTS], a[places.THREADS] = self._inputs, self._outputs, products.threads
         plain = (weight.numbers if isinstance(weight, Rounded) else weight).contiguous()

@@ -23,7 +23,7 @@ PATIENCE = 10.0
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     timeouts = [f"--{name}-timeout={LIMIT}" for name in ("header", "body", "keepalive")]
     with Server(*timeouts, "--max-body-bytes", "100000", "--kv-cache-memory", "32M", runtime=tmp_path_factory.mktemp("r")) as running:
-        yield running.ready()
+        yield running.ready().with_kernels()
 
 
 def run(server: Server, case: Case) -> Outcome:

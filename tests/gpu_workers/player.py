@@ -71,11 +71,11 @@ class Player:
     def use_compiled(self, wanted: bool) -> None:
         """Compute with the compiled kernels (waits until they are there) or with torch alone."""
         if not self._there:
-            assert self.device.compiling
-            for kernels in self.device.compiling:
+            assert self.device.kernel_sets
+            for kernels in self.device.kernel_sets:
                 assert kernels.wait(100)
             self._there = True
-        for kernels in self.device.compiling:
+        for kernels in self.device.kernel_sets:
             kernels.ready = wanted
 
     def add(

@@ -1,7 +1,7 @@
 """AMX in software, for machines without it: what a kernel emits for its tiles becomes plain code on memory of each thread's own.
 
-The kernels' layouts, loops and ends are the real ones; only the instructions of device/cpu_tiles.py are others. Nothing built this way may
-reach numba's cache, whose key does not know of it.
+The kernels' layouts, loops and ends are the real ones; only the instructions of kernels_cpu/tiles.py are others. What is built this way
+is built in this process and reaches no cache, whose key does not know of it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ import pytest
 from llvmlite import ir
 from numba.core import cgutils
 
-from gpu_workers.device import cpu_tiles
-from gpu_workers.device.compiling import Compiling
+from gpu_workers.device.kernel_sets import KernelSet
+from kernels_cpu import build, features, tile_layout, tiles
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _INTS, _FLOATS = ir.VectorType(_I32, 16), ir.VectorType(ir.FloatType(), 16)
-_MEMORY = np.zeros(64 * 8 * cpu_tiles.BYTES, np.uint8)
+_MEMORY = np.zeros(64 * 8 * tile_layout.BYTES, np.uint8)
 
 
-def use(patch: pytest.MonkeyPatch, kind: type[Compiling]) -> None:
-    """Until `patch` is undone, kernels of `kind` are built for these tiles, and not cached."""
-    build = kind.build
-    patch.setattr(kind, "build", lambda self, _cache: build(self, False))
-    patch.setattr(cpu_tiles, "available", lambda: True)
+def use(patch: pytest.MonkeyPatch, kind: type[KernelSet]) -> None:
+    """Until `patch` is undone, kernels of `kind` are built for these tiles."""
+    patch.setattr(kind, "start", lambda self, recipe: self.deliver(build.build(recipe)))
+    patch.setattr(features, "amx", lambda: True)
     for name, function in {"emit": _nothing, "clear": _clear, "load": _load, "store": _store, "dot": _dot, "dot_int8": _dot_int8}.items():
-        patch.setattr(cpu_tiles, name, function)
+        patch.setattr(tiles, name, function)
 
 
 def _nothing(_builder: ir.IRBuilder, _text: str, *_arguments: ir.Value) -> None:
@@ -38,8 +37,8 @@ def _row(builder: ir.IRBuilder, tile: int, row: ir.Value) -> ir.Value:
     """Where a row of this thread's tile lies."""
     number = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I32, []), "omp_get_thread_num")
     thread = builder.zext(builder.call(number, []), _I64)
-    begin = builder.add(_I64(_MEMORY.ctypes.data + tile * cpu_tiles.BYTES), builder.mul(thread, _I64(8 * cpu_tiles.BYTES)))
-    return builder.add(begin, builder.mul(row, _I64(cpu_tiles.ROW_BYTES)))
+    begin = builder.add(_I64(_MEMORY.ctypes.data + tile * tile_layout.BYTES), builder.mul(thread, _I64(8 * tile_layout.BYTES)))
+    return builder.add(begin, builder.mul(row, _I64(tile_layout.ROW_BYTES)))
 
 
 def _at(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type = _INTS) -> ir.Value:

@@ -12,13 +12,13 @@ from gpu_workers.attention import HeadNorms
 from gpu_workers.attention.cpu_attention import AttentionKernel
 from gpu_workers.attention.cpu_paged import CPUPagedAttention
 from gpu_workers.batch import StepInputs
-from gpu_workers.device import cpu_dots, cpu_tiles
 from gpu_workers.device.base import AttentionShape
 from gpu_workers.device.cpu import CPUDevice
 from gpu_workers.kv_cache import KVCache
 from gpu_workers.layers.rotary import Rotary
 from gpu_workers.models.spec import DecoderSpec, RotarySpec
 from ipc import config as ipc_config
+from kernels_cpu import features
 from tests.gpu_workers import software_tiles
 
 LENGTH = 3000
@@ -101,15 +101,15 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         if "tiles" in request.param:
-            if not cpu_tiles.available():
-                if SHAPES[request.param]["group"] == 1 and not cpu_dots.available():
+            if not features.amx():
+                if SHAPES[request.param]["group"] == 1 and not features.dots():
                     pytest.skip("this CPU has no dot products of bfloat16")
                 software_tiles.use(patch, AttentionKernel)
         else:
-            patch.setattr(cpu_tiles, "available", lambda: False)
+            patch.setattr(features, "amx", lambda: False)
             if "dots" not in request.param:
-                patch.setattr(cpu_dots, "available", lambda: False)
-            elif not cpu_dots.available():
+                patch.setattr(features, "dots", lambda: False)
+            elif not features.dots():
                 pytest.skip("this CPU has no dot products of bfloat16")
         made = Case(**SHAPES[request.param])
         assert made.kernel.wait(110)

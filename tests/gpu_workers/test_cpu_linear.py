@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 import pytest
 import torch
 
-from gpu_workers.device import cpu_dots, cpu_tiles
 from gpu_workers.layers import cpu_linear
 from gpu_workers.layers.cpu_linear import FORMATS, PanelLinear, PanelProducts
-from gpu_workers.layers.cpu_linear_vectors import LANES
-from gpu_workers.layers.cpu_tile_linear import TileLinear, TileProducts, supported
+from gpu_workers.layers.cpu_tile_linear import TileLinear, TileProducts
 from gpu_workers.quantization.rounding import BITS, Rounded, rounded
+from kernels_cpu import features
 from tests.gpu_workers import software_tiles
 
 SIZES = ((1, 1), (17, 33), (33, 70), (300, 200))
@@ -23,7 +22,7 @@ ROWS = (*range(1, 18), 40, 1100)
 def products(request: pytest.FixtureRequest) -> Iterator[PanelProducts]:
     formats = set(FORMATS) if request.param == torch.bfloat16 else set(BITS)
     with pytest.MonkeyPatch.context() as patch:
-        if not cpu_tiles.available() and LANES == cpu_tiles.COLUMNS:
+        if not features.amx() and features.wide():
             software_tiles.use(patch, PanelProducts)
         made = PanelProducts(formats, request.param, 2)
         assert made.wait(110)
@@ -120,12 +119,12 @@ def test_rounding_error_is_half_a_step() -> None:
 @pytest.fixture(scope="module", params=["bfloat16 amx", "bfloat16 dots", "int8 amx", "int8 dots"])
 def tiles(request: pytest.FixtureRequest) -> Iterator[TileProducts]:
     dtype, unit = request.param.split()
-    if unit == "dots" and not (supported() and cpu_dots.available()):
+    if unit == "dots" and not (features.dots()):
         pytest.skip("this CPU has no dot products of bfloat16 and int8")
     with pytest.MonkeyPatch.context() as patch:
         if unit == "dots":
-            patch.setattr(cpu_tiles, "available", lambda: False)
-        elif not cpu_tiles.available():
+            patch.setattr(features, "amx", lambda: False)
+        elif not features.amx():
             software_tiles.use(patch, TileProducts)
         made = TileProducts(dtype == "int8", 2)
         assert made.wait(110)

@@ -19,10 +19,11 @@ def restored() -> Iterator[None]:
     root.setLevel(level)
 
 
-def test_debug_shows_our_lines_and_not_those_of_a_compiler(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_says_how_severe_it_is_and_whose(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("worker-0", "debug")
     logging.getLogger("gpu_workers.worker").debug("a step of ours")
-    logging.getLogger("numba.core.byteflow").debug("stack of numba's")
-    logging.getLogger("numba.core.byteflow").warning("a warning of numba's")
+    logging.getLogger("aiohttp").warning("a warning of aiohttp's")
+    logs.set_level("warning")
+    logging.getLogger("gpu_workers.worker").info("nothing")
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" ", 1)[1] for line in lines] == ["D worker-0: a step of ours", "W worker-0: a warning of numba's"]
+    assert [line.split(" ", 1)[1] for line in lines] == ["D worker-0: a step of ours", "W worker-0: a warning of aiohttp's"]

@@ -64,6 +64,16 @@ class Server:
         self.url, self.startup = found[1], float(found[2])
         return self
 
+    def with_kernels(self, workers: int = 1, seconds: float = 150.0) -> Server:
+        """Wait until nothing more is being compiled: from now on the same work gives the same bits."""
+
+        def settled(worker: int) -> bool:
+            said = [line for line in self.lines if f" worker-{worker}: CPU kernels in use: " in line]
+            return bool(said) and "being compiled" not in said[-1]
+
+        eventually(lambda: all(map(settled, range(workers))), seconds)
+        return self
+
     def wait(self, seconds: float = 60.0) -> int:
         """The exit code, when it and all who hold its output have ended."""
         code = self.process.wait(seconds)

@@ -88,6 +88,7 @@ def test_the_prefix_cache_is_reset(server: Server) -> None:
     shown = command(server, "reset-prefix-cache")
     assert shown.returncode == 0 and json.loads(shown.stdout)["blocks_forgotten"] > 0
     assert cached() == 0 and cached() > 0
+    server.with_kernels()
     # While a request runs its own blocks stay, and its text is what it would have been.
     body = {"prompt": "Count from 1 to 50.", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
     alone = server.post("/v1/completions", body)["choices"][0]["text"]

@@ -44,7 +44,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=120)
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
+def llm(client: openai.OpenAI) -> Iterator[LLM]:
+    """With the kernels that the client's server has: they are at hand by then."""
     with LLM() as engine:
         yield engine
 
@@ -52,7 +53,7 @@ def llm() -> Iterator[LLM]:
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
     with Server("--served-model-name", "demo") as server:
-        server.ready()
+        server.ready().with_kernels()
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
             yield made
 

@@ -1,6 +1,6 @@
-"""Attention of rows with one new token where each KV head has one query head, by dots (device/cpu_dots.py), for bfloat16.
+"""Attention of rows with one new token where each KV head has one query head, by dots (dots.py), for bfloat16.
 
-numba source, inlined into cpu_tile_kernel.py: a tile would hold 15 rows of nothing. A key is multiplied with the query as it lies, 16 keys'
+Inlined into tile_attention.py: a tile would hold 15 rows of nothing. A key is multiplied with the query as it lies, 16 keys'
 sums are then added up side by side; weights are rounded to bfloat16, and two keys' values are mixed as the dots take them.
 """
 
@@ -14,7 +14,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.attention.cpu_attention import (
+from kernels_cpu.attention_layout import (
     COUNTERS,
     DECODE_ROW,
     DECODING,
@@ -36,11 +36,11 @@ from gpu_workers.attention.cpu_attention import (
     V_CACHE,
     WINDOW,
 )
-from gpu_workers.attention.cpu_tile_vectors import LEAST, exponential
-from gpu_workers.device.cpu_dots import dot
-from gpu_workers.device.cpu_native import as_float, ask_for, pointer
-from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, put, spread, totals, write
-from gpu_workers.layers.cpu_linear_vectors import fetch_add
+from kernels_cpu.dots import dot
+from kernels_cpu.linear_vectors import fetch_add
+from kernels_cpu.native import as_float, ask_for, pointer
+from kernels_cpu.tile_attention_vectors import LEAST, exponential
+from kernels_cpu.vectors import at, everywhere, larger, math, put, spread, totals, write
 
 LANES, DEPTH = 16, 32
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -48,18 +48,8 @@ _FLOATS, _INTS, _HALVES = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 _ORDER = ir.VectorType(_I32, DEPTH)
 # Sums of values that are added side by side, so that none waits for the one before.
 _CHAINS = 2
-# Bytes of the blocks of heads that are served together, at most; bytes that memory is asked for before they are needed.
-RUN, AHEAD = 8 * 1024, 32 * 1024
-
-
-def heads_together(dim: int, kv_heads: int, size: int) -> int:
-    """KV heads of a row that are served together: their blocks lie side by side, and memory is fastest in runs of a page and more."""
-    return max(count for count in range(1, kv_heads + 1) if kv_heads % count == 0 and (count == 1 or count * size * dim * 2 <= RUN))
-
-
-def decode_bytes(dim: int, kv_heads: int, size: int, keys: int) -> int:
-    """Scratch memory that one thread needs for parts of `keys` keys."""
-    return heads_together(dim, kv_heads, size) * ((4 + 2) * keys + 4 * dim + 64) + 64
+# Bytes that memory is asked for before they are needed.
+AHEAD = 32 * 1024
 
 
 def _across(builder: ir.IRBuilder, value: ir.Value, join: Any) -> ir.Value:
@@ -205,7 +195,7 @@ def _finish(_context, sums, factor, out, dim):  # type: ignore[no-untyped-def]
 def decode_by_dots(address, mine, dim, kv_heads, size, together):  # type: ignore[no-untyped-def]
     """A row's one query against some of its keys, all scores first; this thread takes parts as long as there are any.
 
-    Results go into OUT or, of rows of several parts, into PARTIALS. Arguments as in cpu_attention_ends.py; `mine` at a line's begin.
+    Results go into OUT or, of rows of several parts, into PARTIALS. Arguments as in attention_ends.py; `mine` at a line's begin.
     """
     a = carray(address, (NUM_ARGUMENTS,), np.int64)
     threads, rows, window = a[THREADS], a[ROWS], a[WINDOW]

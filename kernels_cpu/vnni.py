@@ -1,69 +1,50 @@
-"""Products with int4 weights by VNNI, instructions that add up four products of bytes: numba source, imported only by the thread that
-compiles it.
+"""Products with int4 weights by VNNI, instructions that add up four products of bytes.
 
-The weights are the panels of cpu_linear_vectors.py and the arguments those of cpu_linear_kernels.py. A row of bfloat16 becomes whole
-numbers of 16 bits (cpu_tile_rows.py), whose two digits are multiplied with the weights' four bits each; the sums of a group are exact,
+The weights are the panels of linear_layout.py and so are the arguments. A row of bfloat16 becomes whole
+numbers of 16 bits (tile_rows.py), whose two digits are multiplied with the weights' four bits each; the sums of a group are exact,
 and its scale comes after. Against widening weights to float32, that is a third of the instructions.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put, read, spread, write
-from gpu_workers.layers.cpu_linear_kernels import (
+from kernels_cpu.linear_layout import (
     ALONE,
     BIAS,
+    GROUP,
+    GROUP_BYTES,
     INPUTS,
     NEXT,
+    NIBBLES,
     NUM_ARGUMENTS,
     OUT,
     OUTPUTS,
     PADDED,
+    PANEL,
     PORTION,
     ROWS,
     SCRATCH,
     THREADS,
+    VNNI_ROW_BYTES,
     WEIGHTS,
+    WORDS,
     X,
 )
-from gpu_workers.layers.cpu_linear_vectors import GROUP, GROUP_BYTES, NIBBLES, PANEL, WORDS, fetch_add
-from gpu_workers.layers.cpu_tile_rows import as_digits, row_scale
+from kernels_cpu.linear_vectors import fetch_add
+from kernels_cpu.native import Source, barrier, kernel, narrow, pointer, thread_number, widen, zeros_on_stack
+from kernels_cpu.tile_rows import as_digits, row_scale
+from kernels_cpu.vectors import at, everywhere, math, prefetch, put, read, spread, write
 
-# Rows of a block: each sum of a row, of 16 outputs and of a digit is a register.
-HEIGHTS = (1, 2, 4)
-# A row's bytes in a group: for each word of the weights, digits of its even inputs, then of its odd ones, the higher ones first; and the
-# sum of the group's numbers times -8, which the weights are stored above their value.
-ROW_BYTES = 2 * GROUP + 4
 AHEAD = 8 * 1024
+_REST_BYTES = 2 * GROUP
 LANES = 16
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS, _BYTES = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES), ir.VectorType(_I8, LANES)
-
-
-def available() -> bool:
-    """Whether this CPU has the instructions, on 512 bits."""
-    llvmlite.binding.initialize_native_asmparser()
-    features = llvmlite.binding.get_host_cpu_features()
-    return all(features.get(name) for name in ("avx512f", "avx512bw", "avx512vnni"))
-
-
-def scratch_bytes(rows: int, padded: int, threads: int, alone: bool, height: int) -> int:
-    """The rows' digits and scales, once or for each thread, and each thread's sums."""
-    blocks = -(-rows // height)
-    return _laid_out(blocks, padded, height) * (threads if alone else 1) + threads * height * PANEL * 4 + 64
-
-
-def _laid_out(blocks: int, padded: int, height: int) -> int:
-    return blocks * height * (padded // GROUP * ROW_BYTES + 4)
 
 
 @intrinsic
@@ -91,9 +72,10 @@ def _lay_out_group(_context, source, factor, target):  # type: ignore[no-untyped
 
 @njit(inline="always")
 def _lay_out(x_at, digits_at, scales_at, first, end, rows, inputs, padded, height):  # type: ignore[no-untyped-def]
-    """Blocks first .. end of `height` rows each, as [block, group, height, ROW_BYTES], and each row's scale."""
-    groups, row_bytes = padded // GROUP, ROW_BYTES
-    rest = np.zeros(GROUP, np.uint16)
+    """Blocks first .. end of `height` rows each, as [block, group, height, VNNI_ROW_BYTES], and each row's scale."""
+    groups, row_bytes = padded // GROUP, VNNI_ROW_BYTES
+    rest_at = zeros_on_stack(_REST_BYTES)
+    rest = carray(pointer(rest_at), (GROUP,), np.uint16)
     scales = carray(pointer(scales_at), (end * height,), np.float32)
     for block in range(first, end):
         for r in range(height):
@@ -107,7 +89,7 @@ def _lay_out(x_at, digits_at, scales_at, first, end, rows, inputs, padded, heigh
                 if (group + 1) * GROUP > inputs:
                     for i in range(inputs - group * GROUP):
                         rest[i] = x[group * GROUP + i]
-                    source = rest.ctypes.data
+                    source = rest_at
                 _lay_out_group(source, factor, digits_at + ((block * groups + group) * height + r) * row_bytes)
 
 
@@ -119,7 +101,7 @@ def _add_products(builder: ir.IRBuilder, total: ir.Value, small: ir.Value, digit
 
 @intrinsic(prefer_literal=True)
 def _multiply_panel(_context, digits, weights, groups, sums, rows):  # type: ignore[no-untyped-def]
-    """sums float32 [rows, PANEL] = digits [groups, rows, ROW_BYTES] . a panel of int4 weights [groups]."""
+    """sums float32 [rows, PANEL] = digits [groups, rows, VNNI_ROW_BYTES] . a panel of int4 weights [groups]."""
     if not isinstance(rows, types.IntegerLiteral):
         return None
     num_rows = rows.literal_value
@@ -130,13 +112,13 @@ def _multiply_panel(_context, digits, weights, groups, sums, rows):  # type: ign
         totals = [[cgutils.alloca_once_value(builder, zeros) for _ in range(2)] for _ in range(num_rows)]
         nibbles = everywhere(_INTS, 0x0F0F0F0F)
         with cgutils.for_range(builder, count) as loop:
-            here = builder.add(digits_at, builder.mul(loop.index, _I64(num_rows * ROW_BYTES)))
+            here = builder.add(digits_at, builder.mul(loop.index, _I64(num_rows * VNNI_ROW_BYTES)))
             panel = builder.add(weights_at, builder.mul(loop.index, _I64(GROUP_BYTES)))
             for line in range(0, GROUP_BYTES, 64):
                 prefetch(builder, builder.add(panel, _I64(AHEAD + line)))
 
             def number(row: int, offset: int) -> ir.Value:
-                return spread(builder, at(builder, here, row * ROW_BYTES + offset, _I32, 1), _INTS)
+                return spread(builder, at(builder, here, row * VNNI_ROW_BYTES + offset, _I32, 1), _INTS)
 
             high = [[everywhere(_INTS, 0)] * 2 for _ in range(num_rows)]
             low = [[number(row, 2 * GROUP)] * 2 for row in range(num_rows)]
@@ -180,12 +162,13 @@ def _finish_row(_context, sums, scale, bias, out):  # type: ignore[no-untyped-de
     return types.int64(types.int64, types.float32, types.int64, types.int64), code
 
 
-def product(height: int, cache: bool) -> Any:
-    """out = x @ weights.T + bias for blocks of `height` rows; x, bias and out bfloat16. Threads share panels as in cpu_linear_kernels."""
-    panel, group, group_bytes, row_bytes = PANEL, GROUP, GROUP_BYTES, ROW_BYTES
+def product(height: int) -> Source:
+    """out = x @ weights.T + bias for blocks of `height` rows; x, bias and out bfloat16. Threads share panels as in linear.py."""
+    added_bytes = 4 * PANEL
+    panel, group, group_bytes, row_bytes = PANEL, GROUP, GROUP_BYTES, VNNI_ROW_BYTES
 
-    @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel()
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         rows, inputs, padded, outputs, threads, me = a[ROWS], a[INPUTS], a[PADDED], a[OUTPUTS], a[THREADS], thread_number()
         groups, blocks = padded // group, (rows + height - 1) // height
@@ -205,7 +188,8 @@ def product(height: int, cache: bool) -> Any:
             barrier()
         sums = carray(pointer(sums_at), (height, panel), np.float32)
         scales = carray(pointer(scales_at), (blocks * height,), np.float32)
-        added = np.zeros(panel, np.float32)
+        added_at = zeros_on_stack(added_bytes)
+        added = carray(pointer(added_at), (panel,), np.float32)
         panels, portion = (outputs + panel - 1) // panel, a[PORTION]
         first = fetch_add(a[NEXT], portion)
         while first < panels:
@@ -221,10 +205,10 @@ def product(height: int, cache: bool) -> Any:
                         row = block * height + r
                         target = row * outputs + p * panel
                         if width == panel:
-                            _finish_row(sums_at + r * panel * 4, scales[row], added.ctypes.data, a[OUT] + target * 2)
+                            _finish_row(sums_at + r * panel * 4, scales[row], added_at, a[OUT] + target * 2)
                         else:
                             for j in range(width):
                                 out[target + j] = narrow(sums[r, j] * scales[row] + added[j])
             first = fetch_add(a[NEXT], portion)
 
-    return kernel
+    return run

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils
 
-from gpu_workers.device.cpu_vectors import at, everywhere, prefetch, put, spread
+from kernels_cpu.vectors import at, everywhere, prefetch, put, spread
 
 # What unsigned bytes have too much that stand for int8: one is subtracted for every unit of the other operand.
 OFFSET = 128
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _INTS = ir.VectorType(_I32, 16)
 _TILE, _ROW = 1024, 64
-
-
-def available() -> bool:
-    """Whether this CPU has both instructions."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if not all(features.get(name) for name in ("avx512f", "avx512bw", "avx512vl", "avx512bf16", "avx512vnni")):
-        return False
-    llvmlite.binding.initialize_native_asmparser()
-    return True
 
 
 def dot(builder: ir.IRBuilder, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -47,7 +37,7 @@ def multiply_tiles(
     count: ir.Value, sums: ir.Value, fresh: ir.Value | None, int8: bool = False, lanes: int = 16, ahead: ir.Value | None = None,
     part_bytes: int = _TILE, group_bytes: int = _ROW,
 ) -> None:  # fmt: skip
-    """sums[row, part] += row . part over `count` steps of 64 bytes of inputs, in the layout of tiles (cpu_tiles.py).
+    """sums[row, part] += row . part over `count` steps of 64 bytes of inputs, in the layout of tiles (tiles.py).
 
     rows: address of a row's 64 bytes, x_step bytes apart from step to step, and where its sums lie, in bytes after `sums`. vectors: `parts`
     tiles a step, `part_bytes` apart, their rows `group_bytes` apart, steps `vectors_step` bytes apart; a part's sums are a tile behind

@@ -1,15 +1,17 @@
-"""The numba source of attention (cpu_attention.py says what it computes). Imported only by the thread that compiles it."""
+"""Attention over paged keys and values, one layer of any mix of rows, in float32."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import carray, cfunc
+from numba import carray
 
-from gpu_workers.attention.cpu_attention import (
+from kernels_cpu.attention_decode import decode_parts
+from kernels_cpu.attention_ends import LEAST, merge_parts, store_keys_values
+from kernels_cpu.attention_layout import (
     COUNTERS,
+    HEIGHT,
     K_CACHE,
+    KEYS,
     LENGTHS,
     NUM_ARGUMENTS,
     NUM_BLOCKS,
@@ -27,52 +29,33 @@ from gpu_workers.attention.cpu_attention import (
     THREADS,
     TILE_FIRST,
     TILE_ROW,
-    TILE_ROWS,
-    TILE_TOKENS,
     TILES,
     TOKENS,
     V_CACHE,
     WINDOW,
+    blocks_of,
+    tile_tokens,
 )
-from gpu_workers.attention.cpu_attention_decode import decode_bytes, decode_parts
-from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
-from gpu_workers.device.cpu_native import as_float, barrier, exponential, narrow, pointer, signature, thread_number, widen
-from gpu_workers.layers.cpu_linear_vectors import FLOAT32, PANEL, fetch_add, multiply_panel
-
-# Query rows that are multiplied together, and keys that a tile meets at a time.
-HEIGHT, KEYS = 6, 128
+from kernels_cpu.linear_layout import FLOAT32, PANEL
+from kernels_cpu.linear_vectors import fetch_add, multiply_panel
+from kernels_cpu.native import FAST, Source, as_float, barrier, exponential, kernel, narrow, pointer, thread_number, widen
 
 
-def _blocks(group: int, tokens: int) -> int:
-    """Blocks of HEIGHT query rows in a tile of so many tokens."""
-    return -(-group * tokens // HEIGHT)
-
-
-def scratch_bytes(dim: int, group: int, tokens: int, keys: int) -> int:
-    """What one thread needs: for tiles of `tokens`, and for parts of `keys` keys."""
-    rows, width = _blocks(group, tokens) * HEIGHT, -(-dim // PANEL) * PANEL
-    tile = rows * (dim + width + 2) + KEYS * (dim + width + 2 * HEIGHT) + HEIGHT * PANEL
-    return max(4 * tile, decode_bytes(dim, group, keys)) + 4 * (dim + 64)
-
-
-def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool, cache: bool) -> Any:
-    """The kernel for these sizes. numba's cache lies beside this file like a .pyc, or in the user's own cache directory.
-
-    Raises RuntimeError if it is to cache and may write to neither.
-    """
+def attention(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bool) -> Source:
+    """The kernel for these sizes."""
     dim, size, heads = head_dim, block_size, group
     all_heads = (group + 2) * kv_heads
     dtype = np.uint16 if bf16 else np.float32
     is_bf16 = int(bf16)
-    tile_tokens = max(1, min(TILE_TOKENS, TILE_ROWS // group))
-    tile_blocks = _blocks(group, tile_tokens)
+    tokens_of_tile = tile_tokens(group, False)
+    tile_blocks = blocks_of(group, tokens_of_tile)
     panels = -(-dim // PANEL)
     width = panels * PANEL
     by_dim = 2 if dim % 2 == 0 else 1
     plain, height, panel, keys_at_once, least = FLOAT32, HEIGHT, PANEL, KEYS, LEAST
 
-    @cfunc(signature, nopython=True, cache=cache, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel(FAST)
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         me, threads, tokens, rows, window = thread_number(), a[THREADS], a[TOKENS], a[ROWS], a[WINDOW]
         lengths = carray(pointer(a[LENGTHS]), (rows,), np.int64)
@@ -113,7 +96,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bo
         item = fetch_add(a[COUNTERS], 1)
         while item < a[TILES] * kv_heads:
             row, first, head = tile_row[item // kv_heads], tile_first[item // kv_heads], item % kv_heads
-            count = min(tile_tokens, num_new[row] - first)
+            count = min(tokens_of_tile, num_new[row] - first)
             token, position = starts[row] + first, lengths[row] - num_new[row] + first
             used = count * heads
             blocks = (used + height - 1) // height
@@ -196,4 +179,4 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, bf16: bo
             barrier()
             merge_parts(address, me, mine, dim, heads, kv_heads, bf16)
 
-    return kernel
+    return run

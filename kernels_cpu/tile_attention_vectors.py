@@ -1,4 +1,4 @@
-"""The inner loops of attention on tiles, written out as vector code: by AMX (device/cpu_tiles.py) or by dots (device/cpu_dots.py).
+"""The inner loops of attention on tiles, written out as vector code: by AMX (tiles.py) or by dots (dots.py).
 
 Scores are computed turned, a key a row and a query a column: keys are a tile as they lie in the cache, and the softmax over keys runs down
 the rows with 16 queries side by side. Weights are rounded to bfloat16 in pairs of keys and turned back for the product with the values.
@@ -14,11 +14,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.device import cpu_dots, cpu_tiles
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROWS
-from gpu_workers.device.cpu_vectors import at, everywhere, larger, math, prefetch, put, spread, swapped, write
+from kernels_cpu import dots as cpu_dots
+from kernels_cpu import tiles as cpu_tiles
+from kernels_cpu.tile_layout import BYTES, COLUMNS, DEPTH
+from kernels_cpu.vectors import at, everywhere, larger, math, prefetch, put, spread, swapped, write
 
 LEAST = -1e30
+ROWS = COLUMNS
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, COLUMNS), ir.VectorType(_I32, COLUMNS)
 _LINE, _FALSE = _I64(64), ir.IntType(1)(0)
@@ -31,7 +33,7 @@ _DOT_ROWS, _DOT_TILES = 8, 2
 
 
 def exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """e to the x for x <= 0, relative error below 4e-6, far below the bfloat16 it becomes; as cpu_native.exponential."""
+    """e to the x for x <= 0, relative error below 4e-6, far below the bfloat16 it becomes; as native.exponential."""
     kind = x.type
     whole = ir.VectorType(_I32, kind.count)
     x = larger(builder, x, everywhere(kind, -87.0))

@@ -111,7 +111,7 @@ def math(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> ir.Value:
 
 
 def exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """e to the x for x <= 0, relative error below 3e-7; as cpu_native.exponential."""
+    """e to the x for x <= 0, relative error below 3e-7; as native.exponential."""
     kind = x.type
     whole = ir.VectorType(_I32, kind.count)
     x = larger(builder, x, everywhere(kind, -87.0))

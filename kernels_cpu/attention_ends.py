@@ -1,7 +1,7 @@
 """How every attention kernel on the CPU begins and ends: keys and values into the cache, parts of a row put together.
 
-numba source, inlined into the kernels; imported only by the thread that compiles them. `address` is that of the kernel's arguments
-(cpu_attention.py), `mine` that of this thread's scratch memory; sizes must be constants where it is called.
+Inlined into the kernels. `address` is that of the kernel's arguments (attention_layout.py), `mine` that of this thread's scratch memory;
+sizes must be constants where it is called.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from gpu_workers.attention.cpu_attention import (
+from kernels_cpu.attention_layout import (
     ANGLES,
     DECODE_ROW,
     DECODING,
@@ -32,8 +32,8 @@ from gpu_workers.attention.cpu_attention import (
     TOKENS,
     V_CACHE,
 )
-from gpu_workers.attention.cpu_attention_vectors import narrow_row, norm_row, rotate_row, widen_row
-from gpu_workers.device.cpu_native import as_float, exponential, narrow, pointer
+from kernels_cpu.attention_vectors import narrow_row, norm_row, rotate_row, widen_row
+from kernels_cpu.native import as_float, exponential, narrow, pointer
 
 LEAST = np.float32(-1e30)
 

@@ -1,45 +1,42 @@
-"""The numba source of the CPU's matrix products (cpu_linear.py). Imported only by the thread that compiles it."""
+"""The CPU's matrix products with weights in panels (linear_layout.py): for any rows, and bfloat16, int8 or int4 weights."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import carray, cfunc, njit
+from numba import carray, njit
 
-from gpu_workers.device.cpu_native import as_bits, barrier, narrow, pointer, signature, thread_number, widen
-from gpu_workers.layers.cpu_linear_vectors import (
+from kernels_cpu.linear_layout import (
+    ALONE,
     BFLOAT16,
+    BIAS,
     GROUP,
     GROUP_BYTES,
+    INPUTS,
     INT4,
     INT8,
     LANES,
+    NEXT,
     NIBBLES,
+    NUM_ARGUMENTS,
+    OUT,
+    OUTPUTS,
+    PADDED,
     PANEL,
+    PORTION,
+    ROWS,
+    SCALES,
+    SCRATCH,
+    SUMS_BYTES,
+    THREADS,
+    WEIGHTS,
     WORDS,
-    fetch_add,
-    multiply_panel,
-    multiply_panel_int4,
-    nibble_factor,
+    X,
     panel_bytes,
 )
+from kernels_cpu.linear_vectors import fetch_add, multiply_panel, multiply_panel_int4, nibble_factor
+from kernels_cpu.native import FAST, Source, as_bits, barrier, kernel, narrow, pointer, thread_number, widen
 
-# Places in the argument array. NEXT: address of COUNTER, the next panel to take. ALONE: each thread lays out all rows for itself.
-# CONFIGURATION: of tiles (cpu_tile_int4_kernels.py).
-X, WEIGHTS, OUT, BIAS, SCALES, SCRATCH, ROWS, INPUTS, PADDED, OUTPUTS, THREADS, NEXT, COUNTER, PORTION, ALONE, CONFIGURATION = range(16)
-NUM_ARGUMENTS = 16
-# Bytes of a thread's sums: 6 rows of a panel of 32.
-SUMS_BYTES = 1024
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-KINDS = {"bfloat16": BFLOAT16, "int8": INT8, "int4": INT4}
 _FACTORS = np.array([nibble_factor(place) for place in range(NIBBLES)], np.float32)
-
-
-def packed_bytes(name: str, outputs: int, padded: int) -> int:
-    """Size of a weight's panels."""
-    steps = padded // GROUP if name == "int4" else padded
-    return -(-outputs // PANEL) * steps * panel_bytes(KINDS[name])
 
 
 @njit(inline="always")
@@ -78,7 +75,7 @@ def _lay_out_groups(x, packed, first, end, rows, inputs, padded, height, bf16): 
                 packed[target + GROUP * height] = total * np.float32(-8.0)
 
 
-def product(kind: int, bf16: bool, height: int, unroll: int, cache: bool) -> Any:
+def product(kind: int, bf16: bool, height: int, unroll: int) -> Source:
     """out = x @ weights.T + bias for blocks of `height` rows; x, bias and out bfloat16 if bf16, else float32.
 
     All threads lay out the rows, then each takes a few panels at a time until none is left, so that a thread that another process
@@ -89,8 +86,8 @@ def product(kind: int, bf16: bool, height: int, unroll: int, cache: bool) -> Any
     scaled, grouped = kind == INT8, kind == INT4
     panel = PANEL
 
-    @cfunc(signature, nopython=True, cache=cache, fastmath=FAST, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel(FAST)
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         rows, inputs, padded, outputs, threads, me = a[ROWS], a[INPUTS], a[PADDED], a[OUTPUTS], a[THREADS], thread_number()
         blocks = (rows + height - 1) // height
@@ -139,17 +136,17 @@ def product(kind: int, bf16: bool, height: int, unroll: int, cache: bool) -> Any
                             out[target + j] = narrow(value) if bf16 else value
             first = fetch_add(a[NEXT], portion)
 
-    return kernel
+    return run
 
 
-def packer(kind: int, cache: bool) -> Any:
+def packer(kind: int) -> Source:
     """weights [outputs, inputs], bfloat16 or int8, into panels. Arguments as above: X are the weights, OUT the panels."""
     lanes, panel = LANES, PANEL
     dtype = np.uint16 if kind == BFLOAT16 else np.int8
     halves = kind == BFLOAT16
 
-    @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel()
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         inputs, padded, outputs, threads, me = a[INPUTS], a[PADDED], a[OUTPUTS], a[THREADS], thread_number()
         plain = carray(pointer(a[X]), (outputs * inputs,), dtype)
@@ -162,15 +159,15 @@ def packer(kind: int, cache: bool) -> Any:
                     place = (j * 2 if j < lanes else (j - lanes) * 2 + 1) if halves else j
                     packed[(p * padded + k) * panel + place] = plain[row * inputs + k] if row < outputs and k < inputs else dtype(0)
 
-    return kernel
+    return run
 
 
-def packer_int4(cache: bool) -> Any:
+def packer_int4() -> Source:
     """int8 weights [outputs, inputs] of -8 to 7 and float32 SCALES [outputs, groups] into int4 panels; the rest as in `packer`."""
     lanes, panel = LANES, PANEL
 
-    @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel()
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         inputs, padded, outputs, threads, me = a[INPUTS], a[PADDED], a[OUTPUTS], a[THREADS], thread_number()
         plain = carray(pointer(a[X]), (outputs * inputs,), np.int8)
@@ -195,4 +192,4 @@ def packer_int4(cache: bool) -> Any:
                         bits |= as_bits(scales[high * groups + g]) & np.uint32(0xFFFF0000)
                     words[WORDS * panel + j] = bits
 
-    return kernel
+    return run

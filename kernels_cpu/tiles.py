@@ -1,4 +1,4 @@
-"""AMX, the matrix unit of newer Intel CPUs, for compiled loops (cpu_native.py).
+"""AMX, the matrix unit of newer Intel CPUs, for compiled loops (native.py).
 
 A thread has eight tiles of 16 rows of 64 bytes. `dot` adds to tile c, float32 [16, 16], the product of tile a, bfloat16 [16, 32], and tile
 b, bfloat16 [16 pairs of inner index, 16 columns, 2]; `dot_int8` does it in int32 for int8 [16, 64] and [16 fours, 16 columns, 4]. A kernel
@@ -8,41 +8,13 @@ inline assembly, since numba's vectors have no type for a tile.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
-import llvmlite.binding
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-ROWS = COLUMNS = 16
-# Inner indices of one `dot`, bytes of a tile and of its rows.
-DEPTH, BYTES, ROW_BYTES = 32, 1024, 64
-# arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): Linux lets a process use tiles once it has asked.
-_ARCH_PRCTL, _ASK, _TILE_DATA = 158, 0x1023, 18
 _I64 = ir.IntType(64)
-
-
-def available() -> bool:
-    """Whether this CPU multiplies bfloat16 and int8 tiles, beside the vectors of cpu_dots.py, and the kernel lets this process do so."""
-    features = llvmlite.binding.get_host_cpu_features()
-    wanted = ("amx-tile", "amx-bf16", "amx-int8", "avx512f", "avx512bw", "avx512vl", "avx512bf16")
-    if sys.platform != "linux" or not all(features.get(name) for name in wanted):
-        return False
-    llvmlite.binding.initialize_native_asmparser()
-    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK, _TILE_DATA) == 0)
-
-
-def configuration() -> np.ndarray:
-    """What `configure` reads: palette 1, all eight tiles of full size."""
-    block = np.zeros(64, np.uint8)
-    block[0] = 1
-    block[16:32].view(np.uint16)[:] = ROW_BYTES
-    block[48:56] = ROWS
-    return block
 
 
 def emit(builder: ir.IRBuilder, text: str, *arguments: ir.Value) -> None:
@@ -74,7 +46,7 @@ def dot_int8(builder: ir.IRBuilder, c: int, a: int, b: int) -> None:
 
 @intrinsic(prefer_literal=True)
 def configure(_context: Any, address: Any, dots: Any) -> Any:
-    """Take the configuration at `address`; all tiles become zero. Nothing if `dots`: another unit does the work (cpu_dots.py)."""
+    """Take the configuration at `address`; all tiles become zero. Nothing if `dots`: another unit does the work (dots.py)."""
     if not isinstance(dots, types.IntegerLiteral):
         return None
     needed = not dots.literal_value

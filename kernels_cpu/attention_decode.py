@@ -1,11 +1,12 @@
-"""Attention of rows with one new token, in vectors: numba source, inlined into the kernels, imported only by the thread that compiles."""
+"""Attention of rows with one new token, in vectors; inlined into the kernel."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import carray, njit
 
-from gpu_workers.attention.cpu_attention import (
+from kernels_cpu.attention_ends import LEAST
+from kernels_cpu.attention_layout import (
     COUNTERS,
     DECODE_ROW,
     DECODING,
@@ -28,25 +29,19 @@ from gpu_workers.attention.cpu_attention import (
     V_CACHE,
     WINDOW,
 )
-from gpu_workers.attention.cpu_attention_ends import LEAST
-from gpu_workers.attention.cpu_attention_vectors import add_values, score_keys
-from gpu_workers.device.cpu_native import as_float, ask_for, exponential, narrow, pointer, widen
-from gpu_workers.layers.cpu_linear_vectors import fetch_add
+from kernels_cpu.attention_vectors import add_values, score_keys
+from kernels_cpu.linear_vectors import fetch_add
+from kernels_cpu.native import as_float, ask_for, exponential, narrow, pointer, widen
 
 # Blocks that are asked for before they are needed.
 AHEAD = 4
-
-
-def decode_bytes(dim: int, group: int, keys: int) -> int:
-    """Scratch memory that one thread needs for parts of `keys` keys."""
-    return 4 * group * (keys + 2 * dim)
 
 
 @njit(inline="always")
 def decode_parts(address, me, mine, dim, heads, kv_heads, size, bf16):  # type: ignore[no-untyped-def]
     """A row's one query against some of its keys, all scores first; this thread takes parts as long as there are any.
 
-    Results go into OUT or, of rows of several parts, into PARTIALS. Arguments as in cpu_attention_ends.py.
+    Results go into OUT or, of rows of several parts, into PARTIALS. Arguments as in attention_ends.py.
     """
     a = carray(address, (NUM_ARGUMENTS,), np.int64)
     threads, tokens, rows, window = a[THREADS], a[TOKENS], a[ROWS], a[WINDOW]

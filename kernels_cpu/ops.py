@@ -1,30 +1,26 @@
-"""The numba source of the CPU's fused small operations (cpu_ops.py). Imported only by the thread that compiles it."""
+"""The CPU's fused small operations: norms, gated activations, the search for the largest number."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.device import cpu_vectors as vectors
-from gpu_workers.device.cpu_native import as_float, exponential, narrow, pointer, signature, thread_number, widen
-
-FAST = {"reassoc", "contract", "nsz", "arcp"}
+from kernels_cpu import vectors
+from kernels_cpu.native import FAST, Source, as_float, exponential, kernel, narrow, pointer, thread_number, widen, zeros_on_stack
 
 
-def norm(bf16: bool, add: bool, cache: bool) -> Any:
+def norm(bf16: bool, add: bool) -> Source:
     """RMS norm of rows, after adding a scaled second operand to them in place if `add`.
 
     Arguments: x, delta, weight, out, rows, hidden, threads, bits of eps, bits of scale.
     """
     dtype, size = (np.uint16, 2) if bf16 else (np.float32, 4)
 
-    @cfunc(signature, nopython=True, cache=cache, fastmath=FAST, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel(FAST)
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (16,), np.int64)
         rows, hidden, threads, me = a[4], a[5], a[6], thread_number()
         eps, scale = as_float(np.uint32(a[7])), as_float(np.uint32(a[8]))
@@ -50,7 +46,7 @@ def norm(bf16: bool, add: bool, cache: bool) -> Any:
                 else:
                     out[i] = x[i] * factor * weight[i]
 
-    return kernel
+    return run
 
 
 _I64 = ir.IntType(64)
@@ -76,13 +72,13 @@ def _gate(_context, gates, ups, out, count, bf16):  # type: ignore[no-untyped-de
     return types.int64(types.int64, types.int64, types.int64, types.int64, bf16), code
 
 
-def silu_gated(bf16: bool, cache: bool) -> Any:
+def silu_gated(bf16: bool) -> Source:
     """silu(gate) * up. Arguments: gate_up, 0, 0, out, rows, width, threads."""
     dtype, size = (np.uint16, 2) if bf16 else (np.float32, 4)
     is_bf16, lanes = int(bf16), _LANES
 
-    @cfunc(signature, nopython=True, cache=cache, fastmath=FAST, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel(FAST)
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (16,), np.int64)
         rows, width, threads, me = a[4], a[5], a[6], thread_number()
         whole = width // lanes * lanes
@@ -98,7 +94,7 @@ def silu_gated(bf16: bool, cache: bool) -> Any:
                 value = gate * up * (np.float32(1.0) if gate >= np.float32(0.0) else e) / (np.float32(1.0) + e)
                 out[i] = narrow(value) if bf16 else value
 
-    return kernel
+    return run
 
 
 @intrinsic(prefer_literal=True)
@@ -136,31 +132,32 @@ def _largest_lanes(_context, numbers, count, state, bf16):  # type: ignore[no-un
     return types.int64(types.int64, types.int64, types.int64, bf16), code
 
 
-def argmax(bf16: bool, cache: bool) -> Any:
+def argmax(bf16: bool) -> Source:
     """Each row's largest number and its lowest place. Arguments: x, int64 places, 0, float32 largest, rows, width, threads.
 
     The largest of a row with a NaN is NaN; its place and that of a row of nothing but -inf mean nothing.
     """
     dtype, size, is_bf16, lanes = np.uint16 if bf16 else np.float32, 2 if bf16 else 4, int(bf16), _LANES
+    state_bytes = 2 * 4 * _LANES
 
-    @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel()
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (16,), np.int64)
         rows, width, threads, me = a[4], a[5], a[6], thread_number()
         places, largest = carray(pointer(a[1]), (rows,), np.int64), carray(pointer(a[3]), (rows,), np.float32)
-        state = np.empty(2 * lanes, np.int32)
-        tops = state[:lanes].view(np.float32)
+        state = zeros_on_stack(state_bytes)
+        tops, homes = carray(pointer(state), (lanes,), np.float32), carray(pointer(state + lanes * 4), (lanes,), np.int32)
         whole = width // lanes * lanes
         for row in range(rows * me // threads, rows * (me + 1) // threads):
             x_at = a[0] + row * width * size
             x = carray(pointer(x_at), (width,), dtype)
-            broken = _largest_lanes(x_at, whole, state.ctypes.data, is_bf16) != 0
+            broken = _largest_lanes(x_at, whole, state, is_bf16) != 0
             top, place = np.float32(-np.inf), np.int64(0)
             if whole:
-                top, place = tops[0], np.int64(state[lanes])
+                top, place = tops[0], np.int64(homes[0])
                 for lane in range(1, lanes):
-                    if tops[lane] > top or (tops[lane] == top and state[lanes + lane] < place):
-                        top, place = tops[lane], np.int64(state[lanes + lane])
+                    if tops[lane] > top or (tops[lane] == top and homes[lane] < place):
+                        top, place = tops[lane], np.int64(homes[lane])
             for i in range(whole, width):
                 value = widen(x[i]) if bf16 else x[i]
                 broken = broken or np.isnan(value)
@@ -168,4 +165,4 @@ def argmax(bf16: bool, cache: bool) -> Any:
                     top, place = value, i
             places[row], largest[row] = place, np.float32(np.nan) if broken else top
 
-    return kernel
+    return run

@@ -1,22 +1,22 @@
-"""The numba source of attention on tiles, by AMX or dots, for bfloat16 (cpu_attention.py says what it computes).
+"""Attention over paged keys and values on tiles, by AMX or dots, for bfloat16.
 
-Imported only by the thread that compiles it. Work is one kind: up to MOST_ROWS query rows (tokens times heads of a group) of one row and KV
+Work is one kind: up to MOST_ROWS query rows (tokens times heads of a group) of one row and KV
 head, in blocks of 16, against a range of keys, KEYS at a time, with a running softmax. A decoding row is such a block with one token; if a
-group has one head only, a tile would hold 15 rows of nothing, and decoding is done without them (cpu_dots_decode.py).
+group has one head only, a tile would hold 15 rows of nothing, and decoding is done without them (dots_decode.py).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import carray, cfunc
+from numba import carray
 
-from gpu_workers.attention.cpu_attention import (
+from kernels_cpu.attention_ends import LEAST, merge_parts, store_keys_values
+from kernels_cpu.attention_layout import (
     COUNTERS,
     DECODE_ROW,
     DECODING,
     K_CACHE,
+    KEYS,
     LENGTHS,
     NUM_ARGUMENTS,
     NUM_NEW,
@@ -31,63 +31,43 @@ from gpu_workers.attention.cpu_attention import (
     SCRATCH_BYTES,
     SPLIT,
     STARTS,
+    STATE,
     TABLE_WIDTH,
     TABLES,
     THREADS,
     TILE_CONFIGURATION,
     TILE_FIRST,
     TILE_ROW,
-    TILE_TOKENS,
     TILES,
     V_CACHE,
     WINDOW,
+    heads_together,
+    tile_tokens,
 )
-from gpu_workers.attention.cpu_attention_ends import LEAST, merge_parts, store_keys_values
-from gpu_workers.attention.cpu_dots_decode import decode_by_dots, decode_bytes, heads_together
-from gpu_workers.attention.cpu_tile_vectors import finish_row, pair_values, score_tile, soften, turn_pairs, turn_queries, weigh_values
-from gpu_workers.device.cpu_native import as_float, barrier, pointer, signature, thread_number
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, configure, release
-from gpu_workers.layers.cpu_linear_vectors import fetch_add
+from kernels_cpu.dots_decode import decode_by_dots
+from kernels_cpu.linear_vectors import fetch_add
+from kernels_cpu.native import FAST, Source, as_float, barrier, kernel, pointer, thread_number, zeros_on_stack
+from kernels_cpu.tile_attention_vectors import finish_row, pair_values, score_tile, soften, turn_pairs, turn_queries, weigh_values
+from kernels_cpu.tile_layout import BYTES, COLUMNS, DEPTH
+from kernels_cpu.tiles import configure, release
 
-# Query rows of one piece of work, and keys that it meets at a time.
-MOST_ROWS, KEYS = 64, 128
 # Places in a block's state, 16 numbers each (soften).
-LOW, HIGH, LARGEST, SHARE, KEPT, STATE = range(6)
+LOW, HIGH, LARGEST, SHARE, KEPT = range(STATE)
 
 
-def serves(dim: int, block_size: int) -> bool:
-    """Whether heads and blocks of this size fall into whole tiles."""
-    return dim % DEPTH == 0 and block_size % COLUMNS == 0
-
-
-def tile_tokens(group: int) -> int:
-    """Tokens of one piece of work, at most."""
-    return max(1, min(TILE_TOKENS, MOST_ROWS // group))
-
-
-def scratch_bytes(dim: int, group: int, kv_heads: int, size: int, keys: int) -> int:
-    """What one thread needs, for parts of `keys` keys."""
-    blocks = -(-tile_tokens(group) * group // COLUMNS)
-    block = dim * COLUMNS * (2 + 4) + STATE * COLUMNS * 4
-    tiles = blocks * block + KEYS * (COLUMNS * (4 + 2 + 2) + dim * 2)
-    return max(tiles, decode_bytes(dim, kv_heads, size, keys) if group == 1 else 0) + 4096
-
-
-def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bool, cache: bool) -> Any:
-    """The kernel for these sizes, by AMX or by dots. numba's cache lies beside this file like a .pyc, or in the user's own cache directory.
-
-    Raises RuntimeError if it is to cache and may write to neither.
-    """
+def attention(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bool) -> Source:
+    """The kernel for these sizes, by AMX or by dots."""
     dim, size, heads, by_dots = head_dim, block_size, group, int(dots)
     all_heads, together = (group + 2) * kv_heads, heads_together(dim, kv_heads, size)
-    token_tile = tile_tokens(group)
+    token_tile = tile_tokens(group, True)
     most_blocks = -(-token_tile * group // COLUMNS)
     lanes, tile_bytes, keys_at_once, state_size = COLUMNS, BYTES, KEYS, STATE
     steps, dim_tiles = dim // DEPTH, dim // COLUMNS
+    homes_bytes, nothing_bytes = 8 * COLUMNS, 2 * head_dim
     block_bytes, head_bytes = kv_heads * size * dim * 2, size * dim * 2
 
-    @cfunc(signature, nopython=True, cache=cache, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel(FAST)
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         me, threads, rows, window = thread_number(), a[THREADS], a[ROWS], a[WINDOW]
         mine = (a[SCRATCH] + me * a[SCRATCH_BYTES] + 63) // 64 * 64
@@ -115,8 +95,8 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bo
         pairs_at = scores_at + keys_at_once * lanes * 4
         weights_at = pairs_at + keys_at_once * lanes * 2
         values_at = weights_at + keys_at_once * lanes * 2
-        homes, nothing = np.zeros(lanes, np.int64), np.zeros(dim, np.uint16)
-        nothing_at = nothing.ctypes.data
+        homes_at, nothing_at = zeros_on_stack(homes_bytes), zeros_on_stack(nothing_bytes)
+        homes = carray(pointer(homes_at), (lanes,), np.int64)
         totals = carray(pointer(totals_at), (most_blocks, dim_tiles, lanes, lanes), np.float32)
         limits = carray(pointer(states_at), (most_blocks, state_size, lanes), np.int32)
         states = carray(pointer(states_at), (most_blocks, state_size, lanes), np.float32)
@@ -145,7 +125,7 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bo
                         r = b * lanes + lane
                         number = (token + r // heads) * all_heads + head * heads + r % heads
                         homes[lane] = a[QKV] + number * dim * 2 if r < used else nothing_at
-                    turn_queries(homes.ctypes.data, queries_at + b * steps * tile_bytes, dim)
+                    turn_queries(homes_at, queries_at + b * steps * tile_bytes, dim)
                     for lane in range(lanes):
                         states[b, LARGEST, lane], states[b, SHARE, lane] = LEAST, np.float32(0.0)
                     totals[b, :, :, :] = np.float32(0.0)
@@ -222,4 +202,4 @@ def compiled(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bo
             barrier()
             merge_parts(address, me, mine, dim, heads, kv_heads, True)
 
-    return kernel
+    return run

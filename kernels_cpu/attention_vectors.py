@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.device.cpu_vectors import put, read, totals, write
+from kernels_cpu.vectors import put, read, totals, write
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 # Query heads whose sums are kept in registers together while values stream by: AVX-512 has 32 registers.

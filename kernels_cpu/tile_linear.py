@@ -1,8 +1,8 @@
-"""The numba source of matrix products on tiles. Imported only by the thread that compiles it.
+"""Matrix products on tiles.
 
 Weights, bfloat16 or int8, lie in panels of PANEL outputs, each a run of [64 bytes of inputs: 2 tiles of 16 outputs], so that a panel is
-read from its first byte to its last; the step's rows are laid out as tiles before (cpu_tile_rows.py). Two units multiply them: AMX
-(device/cpu_tiles.py), for which the layout is made, and the dot products of 512-bit vectors (device/cpu_dots.py), which find a row of a
+read from its first byte to its last; the step's rows are laid out as tiles before (tile_rows.py). Two units multiply them: AMX
+(tiles.py), for which the layout is made, and the dot products of 512-bit vectors (dots.py), which find a row of a
 tile of weights in a vector and a row's pair of inputs in an int32. A thread multiplies a panel with one or two tiles of rows at a time:
 on AMX two blocks of 16 rows of bfloat16; with int8 the two digits of one block's whole numbers. On AMX, where a panel is multiplied
 faster than its memory comes, it asks for that of what follows meanwhile. With many rows, inputs are taken in chunks, each for all rows,
@@ -11,53 +11,52 @@ so that operands stay in the caches.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.device import cpu_dots, cpu_tiles
-from gpu_workers.device.cpu_native import barrier, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, DEPTH, ROW_BYTES, configure, release
-from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put, silu_times, spread, swapped, write
-from gpu_workers.layers.cpu_linear_vectors import fetch_add
-from gpu_workers.layers.cpu_tile_rows import ROWS_INFO, lay_out, lay_out_digits
+from kernels_cpu import dots as cpu_dots
+from kernels_cpu import tiles as cpu_tiles
+from kernels_cpu.linear_vectors import fetch_add
+from kernels_cpu.native import Source, barrier, kernel, pointer, thread_number, widen, zeros_on_stack
+from kernels_cpu.tile_layout import (
+    ALONE,
+    BIAS,
+    BYTES,
+    COLUMNS,
+    CONFIGURATION,
+    COUNTERS,
+    DEPTH,
+    INPUTS,
+    NUM_ARGUMENTS,
+    OUT,
+    OUTPUTS,
+    PANEL,
+    ROW_BYTES,
+    ROWS,
+    ROWS_INFO,
+    SCALES,
+    SCRATCH,
+    THREADS,
+    TOGETHER,
+    WEIGHTS,
+    X,
+)
+from kernels_cpu.tile_rows import lay_out, lay_out_digits
+from kernels_cpu.tiles import configure, release
+from kernels_cpu.vectors import at, everywhere, math, prefetch, put, silu_times, spread, swapped, write
 
-PANEL = 2 * COLUMNS
-# Places in the argument array; the first seven change with every call. COUNTERS: one int64 per thread, 64 bytes apart: how many of its
-# panels are taken. SCALES: of int8 outputs, float32, up to a whole panel.
-(X, OUT, BIAS, SCRATCH, ROWS, THREADS, ALONE, WEIGHTS, INPUTS, OUTPUTS, COUNTERS, CONFIGURATION, SCALES) = range(13)
-NUM_ARGUMENTS = 16
 # Steps of DEPTH inputs that are multiplied with all rows before the next ones are; bytes that are asked for ahead.
 CHUNK, AHEAD = 32, 32 * 1024
-# Panels that a thread takes at a time, so that a chunk of many rows stays in the cache for all of them; with up to so many pairs of blocks
-# of rows, one (measured: 64 rows take 0.85 of the time).
-TOGETHER, FEW_PAIRS = 8, 4
+# With up to so many pairs of blocks of rows, a thread takes one panel at a time (measured: 64 rows take 0.85 of the time).
+FEW_PAIRS = 4
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, COLUMNS), ir.VectorType(_I32, COLUMNS)
 _LINE = _I64(64)
-
-
-def packed_bytes(outputs: int, inputs: int, int8: bool) -> int:
-    """Size of a weight's panels."""
-    return -(-outputs // PANEL) * _steps(inputs, int8) * 2 * BYTES
-
-
-@lru_cache(4096)
-def scratch_bytes(rows: int, inputs: int, threads: int, alone: bool, int8: bool) -> int:
-    """The rows as tiles, once or for each thread, and each thread's sums."""
-    blocks = -(-rows // COLUMNS)
-    tile_rows = 2 * blocks if int8 else blocks
-    laid_out = (tile_rows * _steps(inputs, int8) * BYTES + blocks * ROWS_INFO * ROW_BYTES) * (threads if alone else 1)
-    return laid_out + threads * (1 + TOGETHER * (tile_rows + 1) * 2) * BYTES + 64
-
-
-def _steps(inputs: int, int8: bool) -> int:
-    return -(-inputs // (2 * DEPTH if int8 else DEPTH))
 
 
 def _multiply_on_amx(
@@ -266,7 +265,7 @@ def _turn(_context, plain, stride, tile, flip, line):  # type: ignore[no-untyped
     return types.int64(types.int64, types.int64, types.int64, flip, line), code
 
 
-def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
+def product(int8: bool, gated: bool, dots: bool) -> Source:
     """out = x @ weights.T + bias, x, bias and out bfloat16, weights int8 or bfloat16; if gated, silu of its first half times its second.
 
     By AMX, or by dots. Each thread has panels of its own, and takes those that others have left when it is done, so that a thread that
@@ -274,13 +273,14 @@ def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
     does not hold up the rest.
     """
     panel, chunk_steps, tile_bytes, most_panels, few_pairs, far = PANEL, CHUNK, BYTES, TOGETHER, FEW_PAIRS, AHEAD
+    added_bytes = 4 * PANEL
     depth, digits, few_bits = 2 * DEPTH if int8 else DEPTH, 2 if int8 else 1, int(int8)
     is_gated, by_dots, info_bytes = int(gated), int(dots), ROWS_INFO * ROW_BYTES
     # Tiles of rows that are multiplied together.
     taken = 1 if dots and not int8 else 2
 
-    @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel()
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         rows, inputs, outputs, threads, me = a[ROWS], a[INPUTS], a[OUTPUTS], a[THREADS], thread_number()
         steps, blocks, panels = (inputs + depth - 1) // depth, (rows + 15) // 16, (outputs + panel - 1) // panel
@@ -308,7 +308,8 @@ def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
         if not a[ALONE]:
             barrier()
         configure(a[CONFIGURATION], by_dots)
-        added = np.zeros(panel, np.float32)
+        added_at = zeros_on_stack(added_bytes)
+        added = carray(pointer(added_at), (panel,), np.float32)
         lines = (16 + pairs - 1) // pairs
         together = 1 if pairs <= few_pairs else max(1, min(most_panels, panels // (2 * threads)))
         for turn in range(threads):
@@ -354,12 +355,12 @@ def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
                                     scale_at = rows_scales_at + row * 4
                                     more = scales_at + further * 4
                                     rests = rows_scales_at + (blocks * 16 + row * 2) * 4
-                                    where = added.ctypes.data
+                                    where = added_at
                                     _finish_digits(sums, scale_at, rests, scales_at, more, where, place, stride, height, is_gated, by_dots)
                                 elif gated:
-                                    _finish_gated(sums, added.ctypes.data, place, stride, height)
+                                    _finish_gated(sums, added_at, place, stride, height)
                                 else:
-                                    finish(sums, added.ctypes.data, place, stride, height)
+                                    finish(sums, added_at, place, stride, height)
                                 if width < panel:
                                     whole = carray(pointer(place), (16, panel), np.uint16)
                                     for r in range(height):
@@ -368,10 +369,10 @@ def product(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
                 first = begin + fetch_add(a[COUNTERS] + owner * 64, together)
         release(by_dots)
 
-    return kernel
+    return run
 
 
-def packer(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
+def packer(int8: bool, gated: bool, dots: bool) -> Source:
     """weights, bfloat16 or int8 [outputs, inputs], into panels. Arguments as above: X are the weights, OUT the panels.
 
     If gated, a panel has 16 outputs of the first half and the same of the second; their number is a multiple of 32. int8 for dots becomes
@@ -386,8 +387,8 @@ def packer(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
     line_bytes, part_bytes = (2 * ROW_BYTES, ROW_BYTES) if dots else (ROW_BYTES, tile_bytes)
     line, apart = line_bytes // number, part_bytes // number
 
-    @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel()
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         inputs, outputs, threads, me = a[INPUTS], a[OUTPUTS], a[THREADS], thread_number()
         steps, panels = (inputs + depth - 1) // depth, (outputs + panel - 1) // panel
@@ -408,4 +409,4 @@ def packer(int8: bool, gated: bool, dots: bool, cache: bool) -> Any:
                                 value = plain[row + j, step * depth + k] if known else dtype(0)
                                 tiles[part * apart + k // group * line + j * group + k % group] = value ^ high_bit
 
-    return kernel
+    return run

@@ -1,53 +1,51 @@
-"""Products with int4 weights on AMX tiles, for bfloat16 activations: numba source, imported only by the thread that compiles it.
+"""Products with int4 weights on AMX tiles, for bfloat16 activations.
 
-The weights are the panels of cpu_linear_vectors.py, and the arguments those of cpu_linear_kernels.py. A chunk of a panel is widened to
+The weights are the panels of linear_layout.py, and so are the arguments. A chunk of a panel is widened to
 bfloat16 tiles once and multiplied with all rows.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.extending import intrinsic
 
-from gpu_workers.device.cpu_native import barrier, narrow, pointer, signature, thread_number, widen
-from gpu_workers.device.cpu_tiles import BYTES, COLUMNS, configure, release
-from gpu_workers.device.cpu_vectors import at, everywhere, math, prefetch, put
-from gpu_workers.layers.cpu_linear_kernels import (
+from kernels_cpu.linear_layout import (
     ALONE,
     BIAS,
     CONFIGURATION,
+    GROUP,
+    GROUP_BYTES,
     INPUTS,
     NEXT,
+    NIBBLES,
     NUM_ARGUMENTS,
     OUT,
     OUTPUTS,
     PADDED,
+    PANEL,
     PORTION,
     ROWS,
     SCRATCH,
     THREADS,
+    TILE_CHUNK,
     WEIGHTS,
+    WORDS,
     X,
 )
-from gpu_workers.layers.cpu_linear_vectors import GROUP, GROUP_BYTES, NIBBLES, PANEL, WORDS, fetch_add
-from gpu_workers.layers.cpu_tile_kernels import finish, multiply
-from gpu_workers.layers.cpu_tile_rows import lay_out
+from kernels_cpu.linear_vectors import fetch_add
+from kernels_cpu.native import Source, barrier, kernel, narrow, pointer, thread_number, widen, zeros_on_stack
+from kernels_cpu.tile_layout import BYTES, COLUMNS
+from kernels_cpu.tile_linear import finish, multiply
+from kernels_cpu.tile_rows import lay_out
+from kernels_cpu.tiles import configure, release
+from kernels_cpu.vectors import at, everywhere, math, prefetch, put
 
-# Steps of GROUP inputs that are widened together, and bytes that are asked for ahead of what is widened.
-CHUNK, AHEAD = 16, 16 * 1024
+# Bytes that are asked for ahead of what is widened.
+AHEAD = 16 * 1024
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, COLUMNS), ir.VectorType(_I32, COLUMNS)
-
-
-def scratch_bytes(rows: int, padded: int, threads: int, alone: bool) -> int:
-    """The rows as tiles, once or for each thread, and each thread's sums and widened weights."""
-    blocks = -(-rows // COLUMNS)
-    laid_out = blocks * (padded // GROUP) * BYTES * (threads if alone else 1)
-    return laid_out + threads * (blocks + CHUNK) * 2 * BYTES + 64
 
 
 def _pair(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value) -> ir.Value:
@@ -87,12 +85,13 @@ def _widen_step(_context, source, tiles):  # type: ignore[no-untyped-def]
     return types.int64(types.int64, types.int64), code
 
 
-def product(cache: bool) -> Any:
-    """out = x @ weights.T + bias; x, bias and out bfloat16, weights int4. Threads share panels as in cpu_linear_kernels.product."""
-    panel, group, tile_bytes, chunk_steps, source_bytes = PANEL, GROUP, BYTES, CHUNK, GROUP_BYTES
+def product() -> Source:
+    """out = x @ weights.T + bias; x, bias and out bfloat16, weights int4. Threads share panels as in linear.product."""
+    added_bytes = 4 * PANEL
+    panel, group, tile_bytes, chunk_steps, source_bytes = PANEL, GROUP, BYTES, TILE_CHUNK, GROUP_BYTES
 
-    @cfunc(signature, nopython=True, cache=cache, error_model="numpy")
-    def kernel(address):  # type: ignore[no-untyped-def]
+    @kernel()
+    def run(address):  # type: ignore[no-untyped-def]
         a = carray(address, (NUM_ARGUMENTS,), np.int64)
         rows, inputs, outputs, threads, me = a[ROWS], a[INPUTS], a[OUTPUTS], a[THREADS], thread_number()
         steps, blocks, panels = a[PADDED] // group, (rows + 15) // 16, (outputs + panel - 1) // panel
@@ -113,7 +112,8 @@ def product(cache: bool) -> Any:
             barrier()
         configure(a[CONFIGURATION], 0)
         sums = carray(pointer(sums_at), (blocks, 2, 16, 16), np.float32)
-        added = np.zeros(panel, np.float32)
+        added_at = zeros_on_stack(added_bytes)
+        added = carray(pointer(added_at), (panel,), np.float32)
         portion = a[PORTION]
         first = fetch_add(a[NEXT], portion)
         while first < panels:
@@ -136,7 +136,7 @@ def product(cache: bool) -> Any:
                     height = min(16, rows - block * 16)
                     from_sums = sums_at + block * 2 * tile_bytes
                     if width == panel:
-                        finish(from_sums, added.ctypes.data, a[OUT] + (block * 16 * outputs + p * panel) * 2, outputs * 2, height)
+                        finish(from_sums, added_at, a[OUT] + (block * 16 * outputs + p * panel) * 2, outputs * 2, height)
                     else:
                         for r in range(height):
                             for j in range(width):
@@ -145,4 +145,4 @@ def product(cache: bool) -> Any:
             first = fetch_add(a[NEXT], portion)
         release(0)
 
-    return kernel
+    return run

@@ -1,8 +1,7 @@
 """The inner loops of the CPU's matrix products, written out as vector code.
 
-Weights lie in panels: PANEL outputs side by side, one input after the other, so that a panel is read from its first byte to its last and an
-input's value is multiplied with a whole vector of weights. A vector has LANES numbers; a panel is two of them wide, output j beside
-output LANES + j. Partial sums stay in registers over all inputs. LLVM splits the vectors where the CPU has narrower ones (Arm).
+Weights lie in panels (linear_layout.py). Partial sums stay in registers over all inputs. LLVM splits the vectors where the CPU has
+narrower ones (Arm).
 """
 
 from __future__ import annotations
@@ -10,31 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpu_workers.device.cpu_vectors import prefetch
-
-LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
-PANEL = 2 * LANES
-FLOAT32, BFLOAT16, INT8, INT4 = range(4)
-# int4: inputs that share one scale. They are eight to an int32 lane, the lowest four bits first; the scales, bfloat16, follow them.
-GROUP = 32
-NIBBLES = 8
-WORDS = GROUP // NIBBLES
-GROUP_BYTES = (WORDS * 2 + 1) * LANES * 4
+from kernels_cpu.linear_layout import BFLOAT16, FLOAT32, GROUP, GROUP_BYTES, LANES, NIBBLES, PANEL, WORDS, panel_bytes
+from kernels_cpu.vectors import prefetch
 
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 _PREFETCH_BYTES = 1024
-
-
-def panel_bytes(kind: int) -> int:
-    """Bytes of one input's weights in a panel; of one group's in int4."""
-    return {FLOAT32: PANEL * 4, BFLOAT16: PANEL * 2, INT8: PANEL, INT4: GROUP_BYTES}[kind]
 
 
 def _load(builder: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Type, align: int) -> ir.Value:

@@ -7,15 +7,15 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from gpu_workers.device.cpu_dots import OFFSET
-from gpu_workers.device.cpu_native import pointer, widen
-from gpu_workers.device.cpu_tiles import COLUMNS
-from gpu_workers.device.cpu_vectors import at, everywhere, math, put, read, spread
+from kernels_cpu.dots import OFFSET
+from kernels_cpu.native import pointer, widen, zeros_on_stack
+from kernels_cpu.tile_layout import COLUMNS
+from kernels_cpu.vectors import at, everywhere, math, put, read, spread
 
 # A row's largest number becomes LARGEST = 127 * 256, so that both digits of any fit into int8. A row of numbers below LEAST is zero.
 LARGEST, LEAST = np.float32(32512.0), np.float32(1e-30)
-# Numbers of four bytes that are kept of a row beside its digits.
-ROWS_INFO = 3
+# Bytes of a step of a row.
+_STEP_BYTES = 128
 _MAGIC = 1.5 * 2**23  # what is added to this in float32 is rounded to a whole number, which the lowest bits then are
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, COLUMNS), ir.VectorType(_I32, COLUMNS)
@@ -94,7 +94,8 @@ def lay_out_digits(x_at, tiles_at, info_at, first, end, inputs, steps, blocks, a
     """
     scales = carray(pointer(info_at), (end,), np.float32)
     rests = carray(pointer(info_at + blocks * 64), (end, 2), np.int32)
-    rest = np.zeros(64, np.uint16)
+    rest_at = zeros_on_stack(_STEP_BYTES)
+    rest = carray(pointer(rest_at), (64,), np.uint16)
     for row in range(first, end):
         x = carray(pointer(x_at + row * inputs * 2), (inputs,), np.uint16)
         scales[row], factor = row_scale(x, inputs)
@@ -108,7 +109,7 @@ def lay_out_digits(x_at, tiles_at, info_at, first, end, inputs, steps, blocks, a
                 if (place + 1) * 64 > inputs:
                     for i in range(inputs - place * 64):
                         rest[i] = x[place * 64 + i]
-                    source = rest.ctypes.data
+                    source = rest_at
                 _digits(source, factor, target + step * 1024, target + (count + step) * 1024)
             if dots:
                 for digit in range(2):
