@@ -25,7 +25,8 @@ def load(path: str) -> Backend:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, use_fast=True)
     except Exception as error:
-        raise ConfigError(f"{path} has no tokenizer.json, and transformers cannot load its tokenizer: {error}") from None
+        why = " ".join(str(error).split())  # of several lines
+        raise ConfigError(f"{path} has no tokenizer.json, and transformers cannot load another tokenizer from it: {why}") from None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Backend):
         raise ConfigError(f"{path} has no tokenizer.json, and its tokenizer has no fast form")

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ipc.config import Config, ModelInfo
 from ipc.errors import ConfigError, ProtocolError
+from ipc.memory import available_memory
 from ipc.sampling_params import ThinkingLimit
 
 NUM_SLOTS = 4
@@ -371,14 +372,18 @@ class Arena:
     def create(cls, dimensions: Dimensions) -> Arena:
         """Make and map a new arena whose size is sealed. Raises ConfigError when memory is short."""
         size = cls.size_of(dimensions)
+        lower = "lower max_num_seqs, max_num_batched_tokens, max_model_len, max_logprobs or max_grammar_rows"
+        free = available_memory()
+        # The kernel would give it all the same, and end other programs for it.
+        if size > free:
+            raise ConfigError(f"the step arena takes {size / 2**20:,.0f} MiB of shared memory and {free / 2**20:,.0f} are free; {lower}")
         fd = os.memfd_create("quire-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, size)
         except OSError as error:
             os.close(fd)
             raise ConfigError(
-                f"cannot reserve {size / 2**20:.0f} MiB of shared memory for the step arena ({error.strerror}); "
-                "lower max_num_seqs, max_num_batched_tokens or max_logprobs"
+                f"cannot reserve {size / 2**20:,.0f} MiB of shared memory for the step arena ({error.strerror}); {lower}"
             ) from None
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return cls(fd, dimensions)

@@ -58,7 +58,7 @@ class CacheConfig(_Section, frozen=True):
     """The paged KV cache."""
 
     block_size: Annotated[int, Meta(ge=1, le=256, description="Tokens per KV block.")] = 16
-    num_blocks: Annotated[int, Meta(ge=0, description="KV blocks to allocate; 0 derives them from kv_cache_memory.")] = 0
+    num_blocks: Annotated[int, Meta(ge=0, description="KV blocks to allocate; 0: as many as --kv-cache-memory holds.")] = 0
     kv_cache_memory: Annotated[
         str, Meta(description="Memory for KV blocks per worker, as 512M or 4G; auto decides by device and model.")
     ] = "auto"
@@ -105,7 +105,9 @@ class DeviceConfig(_Section, frozen=True):
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Meta(description="auto takes CUDA where there is a usable GPU, else the CPU, and says so.")
     ] = "auto"
-    cpu_threads: Annotated[int, Meta(ge=0, description="Compute threads per CPU worker; 0 shares the cores among the workers.")] = 0
+    cpu_threads: Annotated[
+        int, Meta(ge=0, le=1024, description="Compute threads per CPU worker; 0 shares the cores among the workers.")
+    ] = 0
     gpu_memory_utilization: Annotated[
         float,
         Meta(gt=0, le=1, description="Share of a GPU's memory that may be in use, other programs' part included."),
@@ -310,6 +312,8 @@ def _suggest(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+# As in a Host header, without its port.
+_HOST = re.compile(r"[^\s/:\[\]]+|\[[0-9a-fA-F:.]+\]")
 # A scheme, a host and maybe a port; a slash at the end does no harm.
 _ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s]+/?")
 
@@ -321,6 +325,9 @@ def _check_together(config: Config) -> None:
             f"max_num_batched_tokens ({config.scheduler.max_num_batched_tokens}) must be at least max_num_seqs "
             f"({config.scheduler.max_num_seqs}), or a full batch could not take one step"
         )
+    for name in config.server.allowed_host:
+        if name != "*" and not _HOST.fullmatch(name):
+            raise ConfigError(f"allowed_host must be * or a name without scheme and port, such as chat.example.org, got {name!r}")
     for origin in config.server.allowed_origin:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ConfigError(f"allowed_origin must be * or as browsers send it, https://app.example or http://host:3000, got {origin!r}")

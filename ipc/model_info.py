@@ -7,7 +7,8 @@ import os
 from typing import Any, Literal
 
 from ipc.config import ModelConfig, ModelInfo
-from ipc.errors import ConfigError
+from ipc.errors import ConfigError, InvalidRequestError
+from ipc.sampling_params import SamplingParams
 
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -21,6 +22,8 @@ def read(path: str, config: ModelConfig, name: str) -> ModelInfo:
         raise ConfigError(f"model directory {path} does not exist")
     document = _json(path, "config.json")
     text = document.get("text_config", document)
+    if not isinstance(text, dict):
+        raise ConfigError(f"{path}/config.json: text_config must be an object")
     architectures = document.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise ConfigError(f"{path}/config.json has no 'architectures' entry, so the model family is unknown")
@@ -31,10 +34,9 @@ def read(path: str, config: ModelConfig, name: str) -> ModelInfo:
         raise ConfigError(f"max_model_len {length} is more than the model's max_position_embeddings {own_length}")
     generation = _json(path, "generation_config.json") if os.path.exists(os.path.join(path, "generation_config.json")) else {}
     eos = generation.get("eos_token_id", document.get("eos_token_id", text.get("eos_token_id")))
-    eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    eos_ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     if any(not isinstance(token, int) or not 0 <= token < vocab_size for token in eos_ids):
         raise ConfigError(f"{path}: eos_token_id {eos!r} is not a token id below vocab_size {vocab_size}")
-    defaults = {key: float(generation[key]) for key in GENERATION_DEFAULTS if isinstance(generation.get(key), (int, float))}
     return ModelInfo(
         path=path,
         tokenizer_path=config.tokenizer or path,
@@ -43,10 +45,22 @@ def read(path: str, config: ModelConfig, name: str) -> ModelInfo:
         vocab_size=vocab_size,
         max_model_len=length,
         eos_token_ids=eos_ids,
-        generation_defaults=defaults if generation.get("do_sample", True) else {},
+        generation_defaults=_advice(path, generation, vocab_size) if generation.get("do_sample", True) else {},
         hidden_size=_positive(path, text, "hidden_size") if "hidden_size" in text else 1,
         pooling=_pooling(path) if config.pooling == "auto" else config.pooling,
     )
+
+
+def _advice(path: str, generation: dict[str, Any], vocab_size: int) -> dict[str, float]:
+    """What generation_config.json recommends for sampling. Raises ConfigError for what no request could be served with."""
+    advice: dict[str, Any] = {key: generation[key] for key in GENERATION_DEFAULTS if generation.get(key) is not None}
+    if isinstance(advice.get("top_k"), float) and advice["top_k"].is_integer():
+        advice["top_k"] = int(advice["top_k"])
+    try:
+        SamplingParams(**advice).validate(vocab_size)
+    except InvalidRequestError as error:
+        raise ConfigError(f"{path}/generation_config.json: {error.message}") from None
+    return {key: float(value) for key, value in advice.items()}
 
 
 def _pooling(path: str) -> Literal["last", "mean"]:
@@ -107,4 +121,6 @@ def _positive(path: str, document: dict[str, Any], key: str) -> int:
     value = document.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise ConfigError(f"{path}/config.json: {key} must be a positive integer, got {value!r}")
+    if value >= 2**31:
+        raise ConfigError(f"{path}/config.json: {key} must be below 2**31, got {value:.6g}")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
@@ -29,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     from ipc.errors import ConfigError, QuireError
 
     try:
-        return int(parsed.run(parsed))
+        code = int(parsed.run(parsed))
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         print(f"quire: {error}", file=sys.stderr)
         return 2
@@ -38,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Who read our output has left, as `head` does. Nothing may try to write the rest of it when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser(benchmarks: bool) -> argparse.ArgumentParser:

@@ -45,9 +45,11 @@ def load(config: Config) -> ModelInfo:
 def find(config: ModelConfig) -> ModelSource:
     """Resolve `config.model`: empty is the bundled model, a directory is itself, org/name comes from the hub. Raises ConfigError."""
     wanted = config.model
+    path = os.path.abspath(os.path.expanduser(wanted)) if wanted else BUNDLED_PATH
+    if config.revision and os.path.exists(path):
+        raise ConfigError(f"--revision {config.revision}: only a model of the Hugging Face hub has revisions, and {path} is here")
     if not wanted:
         return ModelSource(BUNDLED_PATH, BUNDLED_NAME)
-    path = os.path.abspath(os.path.expanduser(wanted))
     if os.path.isdir(path):
         return ModelSource(path, os.path.basename(path))
     if os.path.exists(path):

@@ -17,9 +17,12 @@ _TITLES = {
     "scheduler": "scheduling",
     "parallel": "processes",
     "device": "device",
+    "structured_outputs": "structured output",
     "server": "HTTP server",
     "log": "logging",
 }
+# Where the kind of value does not say it.
+_METAVARS = {"target_step_ms": "MS", "gpu_memory_utilization": "SHARE", "kv_cache_memory": "SIZE"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,4 +85,4 @@ def _options(field: config.Field) -> dict[str, Any]:
     if field.choices:
         return options | {"choices": field.choices}
     metavar = {int: "N", float: "SECONDS"}.get(field.kind, "TEXT")
-    return options | {"type": field.kind, "metavar": metavar}
+    return options | {"type": field.kind, "metavar": _METAVARS.get(field.name, metavar)}

@@ -25,6 +25,7 @@ from gpu_workers.layers.ops import Ops
 from gpu_workers.quantization.rounding import BITS, rounded
 from ipc.config import Config
 from ipc.errors import ConfigError
+from ipc.memory import available_memory
 
 if TYPE_CHECKING:
     from gpu_workers.kv_cache import KVCache
@@ -231,16 +232,3 @@ def _can_pack(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return hasattr(operators, "_is_mkldnn_bf16_supported") and bool(operators._is_mkldnn_bf16_supported())
     return dtype == torch.float32
-
-
-def available_memory() -> int:
-    """Bytes this process can take: the machine's MemAvailable, or what its cgroup still allows where that is less."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
-            free = min(free, max(0, int(limit.read()) - int(used.read())))
-    except (OSError, ValueError, StopIteration):
-        pass  # no cgroup limit ("max"), or not Linux: what we have so far holds
-    return free

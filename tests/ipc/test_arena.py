@@ -60,6 +60,14 @@ def test_too_little_memory_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_more_than_the_machine_has_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would give it, and then end programs, ours or others, to get it back."""
+    monkeypatch.setattr(arena_module.os, "posix_fallocate", lambda *_: pytest.fail("it was taken"))
+    monkeypatch.setattr(arena_module, "available_memory", lambda: Arena.size_of(SMALL) - 1)
+    with pytest.raises(ConfigError, match="max_grammar_rows"):
+        Arena.create(SMALL)
+
+
 def test_a_stale_slot_is_refused() -> None:
     plan, result = PlanColumns(SMALL), ResultColumns(SMALL)
     plan.header[PlanHeader.STEP] = 7

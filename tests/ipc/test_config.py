@@ -30,6 +30,9 @@ def test_lists_and_booleans_come_from_the_environment() -> None:
     [
         ({"allowed_origin": ["*", "app.example"]}, {}, ["allowed_origin", "https://app.example", "got 'app.example'"]),
         ({"allowed_origin": ["https://app.example/page"]}, {}, ["allowed_origin", "/page"]),
+        ({"allowed_host": ["*", "http://chat.example"]}, {}, ["allowed_host", "got 'http://chat.example'"]),
+        ({"allowed_host": ["chat.example:80"]}, {}, ["allowed_host", "without scheme and port"]),
+        ({"cpu_threads": 100_000}, {}, ["--cpu-threads", "1024"]),
         ({"allowed_origin": [""]}, {}, ["allowed_origin", "got ''"]),
         ({"port": 99999}, {}, ["--port", "99999"]),
         ({"prot": 1}, {}, ["prot", "'port'"]),
@@ -111,12 +114,29 @@ def test_model_info_prefers_the_generation_config(tmp_path: Path) -> None:
         ({"vocab_size": "9"}, 0, "vocab_size"),
         ({"max_position_embeddings": None}, 0, "max_position_embeddings"),
         ({"eos_token_id": 100}, 0, "eos_token_id"),
+        ({"eos_token_id": 3.5}, 0, "eos_token_id"),
+        ({"eos_token_id": {"a": 1}}, 0, "eos_token_id"),
+        ({"text_config": [1]}, 0, "text_config must be an object"),
+        ({"vocab_size": 10**12}, 0, "vocab_size must be below"),
         ({}, 65, "max_model_len 65"),
     ],
 )
 def test_bad_model_configs_name_the_key(tmp_path: Path, changes: dict[str, Any], length: int, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         model_info.read(_model(tmp_path, **changes), config.ModelConfig(max_model_len=length), "m")
+
+
+@pytest.mark.parametrize(
+    ("advice", "text"),
+    [({"temperature": "hot"}, "temperature"), ({"temperature": -3}, "temperature"), ({"top_p": 7}, "top_p"), ({"top_k": 2.5}, "top_k")],
+)
+def test_advice_that_no_request_could_follow(tmp_path: Path, advice: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"generation_config\.json: {text} must be"):
+        model_info.read(_model(tmp_path, advice), config.ModelConfig(), "m")
+    # A model that does not draw gives none.
+    assert model_info.read(_model(tmp_path, {**advice, "do_sample": False}), config.ModelConfig(), "m").generation_defaults == {}
+    fine = model_info.read(_model(tmp_path, {"top_k": 20.0, "top_p": None}), config.ModelConfig(), "m")
+    assert fine.generation_defaults == {"top_k": 20.0}
 
 
 def test_broken_model_directories(tmp_path: Path) -> None:

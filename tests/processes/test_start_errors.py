@@ -51,7 +51,7 @@ def test_a_broken_model_directory(how: str, expected: str, tiny_llama: str, tmp_
     with Server(str(tmp_path / "model"), runtime=runtime) as server:
         assert server.wait(110) == 2, server.output
     complaints = [line for line in server.lines if line.startswith("quire: ")]
-    assert len(complaints) == 1, server.output
+    assert len(complaints) == 1 and server.lines[-1] == complaints[0], server.output
     assert expected in complaints[0]
     assert "Traceback" not in server.output
     assert list(runtime.iterdir()) == []

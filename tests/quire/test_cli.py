@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,23 @@ def test_help_shows_every_setting_with_its_description(capsys: pytest.CaptureFix
         assert "--" + field.name.replace("_", "-") in text
         assert " ".join(field.description.split()) in text.replace("- ", "-") or field.description.split()[0] in text
     assert "(default: 8000)" in text
+
+
+def test_help_names_the_unit_of_a_number() -> None:
+    parser = settings_flags.Parser(prog="quire serve")
+    settings_flags.add(parser)
+    units = {action.dest: (action.metavar, action.help or "") for action in parser._actions if action.type is float}
+    assert units.pop("target_step_ms")[0] == "MS" and units.pop("gpu_memory_utilization")[0] == "SHARE"
+    assert units and all(metavar == "SECONDS" and text.startswith("Seconds ") for metavar, text in units.values())
+
+
+def test_who_reads_the_output_may_leave() -> None:
+    """As `head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "quire", "version"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(

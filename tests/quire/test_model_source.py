@@ -42,6 +42,14 @@ def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert load(tmp_path.name).path == str(tmp_path)
 
 
+@pytest.mark.parametrize("model", ["", "."])
+def test_only_the_hub_has_revisions(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--revision v1"):
+        load(model, revision="v1")
+
+
 def test_a_directory_wins_over_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
