@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import time
 from typing import Any
@@ -23,7 +24,7 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--model", default="", help="model name; default: the first one the server lists")
     serve.add_argument("--api-key", default="", help="key sent as a bearer token")
     serve.add_argument("--concurrency", default="1,8,32", help="closed loop: requests in flight, one run for each (default %(default)s)")
-    serve.add_argument("--request-rate", type=float, default=0.0, help="open loop instead: mean arrivals per second")
+    serve.add_argument("--request-rate", type=float, help="open loop instead: mean arrivals per second")
     serve.add_argument("--extra-body", default="{}", help="JSON object merged into every request")
     serve.set_defaults(run=_run_serve)
     throughput = commands.add_parser("throughput", help="offline: all requests at once through LLM.generate")
@@ -41,7 +42,7 @@ def add_commands(commands: Any) -> None:
 
 def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", help="JSON file of requests; default: random token ids of the lengths below")
-    parser.add_argument("--num-prompts", type=int, default=0, help="requests per run (default: 64, or the whole file)")
+    parser.add_argument("--num-prompts", type=int, help="requests per run (default: 64, or the whole file)")
     parser.add_argument("--input-len", type=int, default=128, help="prompt tokens of a random request (default %(default)s)")
     parser.add_argument("--output-len", type=int, default=64, help="output tokens of a random request (default %(default)s)")
     parser.add_argument("--shared-prefix", type=int, default=0, help="prompt tokens that all random requests share")
@@ -52,8 +53,15 @@ def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:
+    """The requests. Raises ConfigError for them and for what else would be found wrong only after the measurement."""
+    for name in ("repeat", "num_prompts"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if arguments.output_json:
+        report.earlier_runs(arguments.output_json)
     if arguments.workload:
-        return workload.from_file(arguments.workload, arguments.num_prompts or None)
+        return workload.from_file(arguments.workload, arguments.num_prompts)
     return workload.random_tokens(
         arguments.num_prompts or 64, arguments.input_len, arguments.output_len, arguments.vocab, arguments.seed, arguments.shared_prefix
     )
@@ -88,6 +96,9 @@ def _run_serve(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--extra-body must be a JSON object and --concurrency integers separated by commas: {error}") from None
     if not isinstance(extra, dict) or min(levels) < 1:
         raise ConfigError("--extra-body must be a JSON object and --concurrency at least 1")
+    rate = arguments.request_rate
+    if rate is not None and not 0 < rate < math.inf:
+        raise ConfigError(f"--request-rate must be above 0, got {rate}")
     load = _workload(arguments)
 
     async def measure() -> int:
@@ -97,12 +108,12 @@ def _run_serve(arguments: argparse.Namespace) -> int:
         async with LoadClient(arguments.url, model, extra, arguments.api_key) as client:
             await client.closed_loop([BenchRequest(request.prompt, 4) for request in load.requests[-2:]], 1)
             for repeat in range(arguments.repeat):
-                for number, level in enumerate(levels if not arguments.request_rate else [0]):
+                for number, level in enumerate(levels if rate is None else [0]):
                     requests = _shifted(load, 1 + repeat * len(levels) + number, arguments.vocab)
                     settings: dict[str, Any] = {"workload": load.name, "repeat": repeat}
-                    if arguments.request_rate:
-                        timings, wall_s = await client.open_loop(requests, arguments.request_rate, arguments.seed)
-                        settings["request_rate"] = arguments.request_rate
+                    if rate is not None:
+                        timings, wall_s = await client.open_loop(requests, rate, arguments.seed)
+                        settings["request_rate"] = rate
                     else:
                         timings, wall_s = await client.closed_loop(requests, level)
                         settings["concurrency"] = level

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 import quire
+from ipc.errors import ConfigError
 
 
 class RequestTiming(msgspec.Struct):
@@ -107,15 +108,29 @@ def print_table(title: str, summary: dict[str, Any]) -> None:
         print(f"  {name:<22} {shown}")
 
 
+def earlier_runs(path: str) -> list[dict[str, Any]]:
+    """What the file holds already; nothing if there is none yet. Raises ConfigError for one that cannot be added to."""
+    folder = os.path.dirname(path) or "."
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK) or os.path.isdir(path):
+        raise ConfigError(f"--output-json: cannot write {path}")
+    if not os.path.exists(path):
+        return []
+    try:
+        with open(path, encoding="utf-8") as handle:
+            runs = json.load(handle)["runs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        runs = None
+    if not isinstance(runs, list):
+        raise ConfigError(f"--output-json: {path} is there already and holds no runs to add to")
+    return runs
+
+
 def write(path: str | None, document: dict[str, Any]) -> None:
     """Add the run to a JSON file ({"runs": [...]}), or print it as one line when no file is named."""
     if not path:
         print(json.dumps(document))
         return
-    runs: list[dict[str, Any]] = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as handle:
-            runs = json.load(handle)["runs"]
+    runs = earlier_runs(path)
     runs.append(document)
     with open(path, "w", encoding="utf-8") as handle:
         json.dump({"runs": runs}, handle, indent=1)

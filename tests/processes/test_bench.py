@@ -67,6 +67,11 @@ def test_serve_reports_what_the_server_refuses(server: Server, tmp_path: Path) -
         (["throughput", "--set", "max_num_seqs"], "NAME=VALUE"),
         (["throughput", "--set", "max_seqs=3"], "max_seqs"),
         (["latency", "--workload", "none.json"], "none.json"),
+        (["throughput", "--repeat", "0"], "--repeat must be at least 1"),
+        (["throughput", "--num-prompts", "0"], "--num-prompts must be at least 1"),
+        (["serve", "--request-rate", "-1"], "--request-rate must be above 0"),
+        (["latency", "--output-json", "no/such/folder.json"], "cannot write no/such/folder.json"),
+        (["latency", "--output-json", "pyproject.toml"], "pyproject.toml is there already and holds no runs"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], text: str) -> None:
