@@ -17,8 +17,9 @@ from contextlib import ExitStack
 from kernels_cpu import cache, recipe
 from kernels_cpu.image import Image
 
-# Behind the processes that serve, but not so far behind that a busy server keeps its kernels waiting for ever.
-NICE = 5
+# A little behind the processes that serve. Further behind, a busy machine of two cores had its kernels so much later that it served fewer
+# tokens in its first half minute (bench/results/2026-11-27-kernel-start.json).
+NICE = 2
 
 
 def build(wanted: recipe.Recipe) -> Image:
