@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import msgspec
 
@@ -104,7 +105,7 @@ class Preparer:
         )
         bad_words = self._bad_words(params.bad_words)
         thinking = self._thinking(params, ids, opened)
-        request_id = request_id or f"req-{secrets.token_hex(12)}"
+        request_id = _text("request_id", request_id) or f"req-{secrets.token_hex(12)}"
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         return [
             Work(
@@ -116,7 +117,7 @@ class Preparer:
                 seed=_seed_of(seed, index),
                 arrival_ns=arrival_ns,
                 priority=_place(priority),
-                cache_salt=cache_salt,
+                cache_salt=_text("cache_salt", cache_salt),
                 bad_words=bad_words,
                 deadline_ns=deadline_ns,
                 grammar=grammar,
@@ -151,7 +152,7 @@ class Preparer:
                 f"the input has {len(ids)} tokens, this model takes at most {most}", "input", "context_length_exceeded"
             )
         return Work(
-            request_id=request_id or f"embd-{secrets.token_hex(12)}",
+            request_id=_text("request_id", request_id) or f"embd-{secrets.token_hex(12)}",
             index=0,
             prompt=None,
             prompt_ids=ids,
@@ -159,7 +160,7 @@ class Preparer:
             seed=0,
             arrival_ns=arrival_ns,
             priority=_place(priority),
-            cache_salt=cache_salt,
+            cache_salt=_text("cache_salt", cache_salt),
             deadline_ns=deadline_ns,
             embed=True,
         )
@@ -241,8 +242,17 @@ def _deadline(arrival_ns: int, timeout: float | None) -> int:
     return arrival_ns + int(timeout * 1e9)
 
 
+def _text(name: str, value: Any) -> Any:
+    """The value, if it is text or None. HTTP's is, by its schema; a Python program may give anything. Raises InvalidRequestError."""
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequestError(f"{name} must be a string, got {value!r:.40}", name)
+    return value
+
+
 def _place(priority: int) -> int:
-    """The priority that the scheduler is told."""
+    """The priority that the scheduler is told. Raises InvalidRequestError."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not -INT64 <= priority < INT64:
+        raise InvalidRequestError(f"priority must be an integer of 64 bits, got {priority!r:.40}", "priority")
     if TURNS.get() is not None:
         return BEHIND_CLIENTS + max(-BEHIND_CLIENTS // 2, min(priority, BEHIND_CLIENTS // 2))
     return priority

@@ -286,6 +286,7 @@ def _put(values: dict[str, dict[str, Any]], field: Field, value: Any, source: st
         reason = reason[0].lower() + reason[1:]
         for kind, words in (("`int`", "an integer"), ("`float`", "a number"), ("`str`", "text"), ("`bool`", "true or false")):
             reason = reason.replace(kind, words)
+        reason = reason.split(", got ")[0]  # the value itself is named below
         if field.choices:
             reason = f"must be one of {', '.join(field.choices)}"
         raise ConfigError(f"{source}: {reason}, got {value!r}") from None

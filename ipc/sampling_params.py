@@ -26,6 +26,13 @@ MAX_PATTERN = 256
 MAX_PATTERN_COUNT = 1024
 INT64 = 2**63
 GREEDY_BELOW = 1e-5
+# Fields of SamplingParams by what they hold.
+_PATTERNS = ("stop", "stop_regex")
+_LISTS = ("stop", "stop_regex", "stop_token_ids", "bad_words")
+_SWITCHES = (
+    "ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize", "skip_reading_prefix_cache",
+    "spaces_between_special_tokens",
+)  # fmt: skip
 
 
 class RequestOutputKind(enum.IntEnum):
@@ -76,6 +83,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     compute the prompt even if it is cached. thinking_token_budget: most tokens of reasoning (None, -1: no limit); then it is ended.
     logprob_token_ids: with logprobs, report these tokens instead of the most likely. spaces_between_special_tokens: for programs that
     come from vLLM; no tokenizer here puts spaces there.
+
+    A single string is taken as a list of one in stop and stop_regex, None as nothing where the default is empty.
     """
 
     n: int = 1
@@ -110,6 +119,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     logprob_token_ids: list[int] | None = None
     stop_regex: list[str] = []
 
+    def __post_init__(self) -> None:
+        for name in _PATTERNS:
+            if isinstance(getattr(self, name), str):
+                msgspec.structs.force_setattr(self, name, [getattr(self, name)])
+        for name in (*_LISTS, "logit_bias"):
+            if getattr(self, name) is None:
+                msgspec.structs.force_setattr(self, name, {} if name == "logit_bias" else [])
+
     @property
     def num_logprobs(self) -> int | None:
         """How many tokens to report for each one of the output; None: nothing at all."""
@@ -119,11 +136,30 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
 
+    def _check_kinds(self) -> None:
+        """What is neither number nor text: the scheduler decodes strictly and would not understand another kind."""
+        for name in (*_LISTS, "allowed_token_ids", "logprob_token_ids"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (list, tuple, set, frozenset)):
+                raise InvalidRequestError(f"{name} must be a list, got {value!r:.40}", name)
+        if not isinstance(self.logit_bias, dict):
+            raise InvalidRequestError(f"logit_bias must be a dict, got {self.logit_bias!r:.40}", "logit_bias")
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InvalidRequestError(f"{name} must be True or False, got {value!r:.40}", name)
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputsParams):
+            raise InvalidRequestError("structured_outputs must be a StructuredOutputsParams", "structured_outputs")
+        kind: Any = self.output_kind
+        if isinstance(kind, bool) or kind not in tuple(RequestOutputKind):
+            raise InvalidRequestError(f"output_kind must be a RequestOutputKind, got {kind!r:.40}", "output_kind")
+
     def validate(self, vocab_size: int, max_logprobs: int = 20) -> SamplingParams:
         """Check every field; returns self so that calls chain.
 
         Raises InvalidRequestError naming the field.
         """
+        self._check_kinds()
         _integer("n", self.n, 1, MAX_N)
         _number("temperature", self.temperature, 0.0, 2.0)
         _number("top_p", self.top_p, 0.0, 1.0, open_low=True)

@@ -23,7 +23,7 @@ from quire import conversations as chats
 from quire.beam_search import BeamSearchOutput, BeamSearchParams
 from quire.conversations import ChatOptions
 from quire.engine import EmbeddedEngine
-from quire.prompts import Message, conversations, default_params, one
+from quire.prompts import Message, conversations, default_params, one, params_for
 
 
 class AsyncLLM:
@@ -71,7 +71,7 @@ class AsyncLLM:
 
         Leaving the iterator early aborts the request. Raises InvalidRequestError, QueueFullError, RequestFailedError, EngineDeadError.
         """
-        params = sampling_params or default_params(self._engine.model)
+        [params] = params_for(1, sampling_params, default_params(self._engine.model))
         name, item = request_id or f"req-{secrets.token_hex(8)}", one(prompt)
 
         def prepare() -> Awaitable[list[Work]]:
@@ -122,7 +122,7 @@ class AsyncLLM:
         talks = conversations(messages)
         if len(talks) > 1:
             raise InvalidRequestError(f"AsyncLLM.chat answers one conversation at a time, got {len(talks)}", "messages")
-        params = sampling_params or default_params(self._engine.model)
+        [params] = params_for(1, sampling_params, default_params(self._engine.model))
         name = request_id or f"chat-{secrets.token_hex(8)}"
         body, client = chats.request(talks[0] if talks else [], options), self._engine.client
         async with contextlib.aclosing(self._grow(lambda: chats.prepare(client, body, params, name), params, name, delta)) as outputs:

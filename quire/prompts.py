@@ -52,10 +52,13 @@ def conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> 
 
 
 def params_for(count: int, params: SamplingParams | Sequence[SamplingParams] | None, default: SamplingParams) -> list[SamplingParams]:
-    """One SamplingParams per prompt. Raises InvalidRequestError when a list has another length than the prompts."""
+    """One SamplingParams per prompt. Raises InvalidRequestError for what is none, and for a list of another length than the prompts."""
     if params is None or isinstance(params, SamplingParams):
         return [params or default] * count
-    given = list(params)
+    given = list(params) if isinstance(params, Sequence) else [params]
+    for each in given:
+        if not isinstance(each, SamplingParams):
+            raise InvalidRequestError(f"sampling_params must be a SamplingParams or a list of them, got {each!r:.60}", "sampling_params")
     if len(given) != count:
         raise InvalidRequestError(f"{len(given)} sampling_params for {count} prompts; give one for all, or one for each", "sampling_params")
     return given

@@ -37,7 +37,7 @@ def test_lists_and_booleans_come_from_the_environment() -> None:
         ({"port": 99999}, {}, ["--port", "99999"]),
         ({"prot": 1}, {}, ["prot", "'port'"]),
         ({"dtype": "int3"}, {}, ["--dtype", "bfloat16", "int3"]),
-        ({"max_num_seqs": "many"}, {}, ["--max-num-seqs", "many"]),
+        ({"max_num_seqs": "many"}, {}, ["--max-num-seqs: expected an integer, got 'many'"]),
         ({}, {"QUIRE_PORT": "x"}, ["QUIRE_PORT", "integer"]),
         ({}, {"QUIRE_ENABLE_PREFIX_CACHING": "maybe"}, ["QUIRE_ENABLE_PREFIX_CACHING", "true or false"]),
         ({}, {"QUIRE_POT": "1"}, ["QUIRE_POT", "'port'"]),

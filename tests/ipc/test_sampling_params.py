@@ -45,6 +45,30 @@ def test_the_edges_of_each_range_are_inside(changes: dict[str, Any]) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
 
 
+STRANGE = ["x", 5, 1.5, True, None, [5], ["x"], [None], {"a": 1}, {1: "x"}, (1,), {2}, b"x", object(), float("nan"), 2**70, [2**70], [[1]]]
+
+
+@pytest.mark.parametrize("field", SamplingParams.__struct_fields__)
+def test_what_is_valid_is_understood_by_the_scheduler(field: str) -> None:
+    """It drops a message that it cannot decode, and whoever waits for the request would wait for ever."""
+    refused = 0
+    for value in STRANGE:
+        params = SamplingParams(**{field: value})
+        try:
+            params.validate(vocab_size=100)
+        except InvalidRequestError:
+            refused += 1
+        else:
+            msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+    assert refused > len(STRANGE) // 2
+
+
+def test_one_string_and_none_as_in_vllm() -> None:
+    params = SamplingParams(stop="x", stop_regex="y", stop_token_ids=None, bad_words=None, logit_bias=None)  # type: ignore[arg-type]
+    assert params == SamplingParams(stop=["x"], stop_regex=["y"])
+    assert SamplingParams(stop=None, stop_regex=None) == SamplingParams()  # type: ignore[arg-type]
+
+
 def test_greedy() -> None:
     assert SamplingParams(temperature=0.0).greedy
     assert SamplingParams(temperature=1e-6).greedy

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -52,6 +53,22 @@ def test_text_and_tokens_are_the_same_prompt(llm: LLM) -> None:
     by_text, by_ids = llm.generate(["Once upon a time", ids], GREEDY, use_tqdm=False)
     assert by_text.prompt == "Once upon a time"
     assert by_text.outputs[0].text == by_ids.outputs[0].text == llm.get_tokenizer().decode(by_ids.outputs[0].token_ids)
+
+
+@pytest.mark.parametrize("options", [{"cache_salt": 5}, {"priority": "first"}, {"priority": 2**70}])
+def test_what_the_scheduler_would_not_understand_is_refused(llm: LLM, options: dict[str, Any]) -> None:
+    """It would drop the message, and the call would wait for ever."""
+    with pytest.raises(InvalidRequestError, match=next(iter(options))):
+        llm.generate("a", GREEDY, use_tqdm=False, **options)
+    with pytest.raises(InvalidRequestError, match="ignore_eos must be True or False"):
+        llm.generate("a", SamplingParams(ignore_eos="yes"), use_tqdm=False)  # type: ignore[arg-type]
+
+
+def test_a_single_stop_string(llm: LLM) -> None:
+    text = llm.generate([[5, 6, 7]], GREEDY, use_tqdm=False)[0].outputs[0].text
+    stop = text[len(text) // 2 :]
+    (output,) = llm.generate([[5, 6, 7]], replace(GREEDY, stop=stop), use_tqdm=False)
+    assert (output.outputs[0].text, output.outputs[0].stop_reason) == (text[: text.index(stop)], stop)
 
 
 def test_more_prompts_than_rows_come_back_in_order(llm: LLM, capfd: pytest.CaptureFixture[str]) -> None:

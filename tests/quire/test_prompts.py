@@ -55,6 +55,9 @@ def test_params() -> None:
     assert params_for(2, [one, two], one) == [one, two]
     with pytest.raises(InvalidRequestError, match="1 sampling_params for 2 prompts"):
         params_for(2, [one], one)
+    for wrong in ({"temperature": 0}, [one, "two"], 0.5):
+        with pytest.raises(InvalidRequestError, match="must be a SamplingParams"):
+            params_for(2, wrong, one)  # type: ignore[arg-type]
 
 
 def test_defaults_come_from_the_model() -> None:
