@@ -48,7 +48,7 @@ def test_the_printed_curl_line_answers(server: Server) -> None:
 
 
 def close(logprobs: list[float | None]) -> list[Any]:
-    """As far apart as bfloat16 may be: which kernels compute is measured while the server is young, and not all round alike."""
+    """As far apart as bfloat16 may be: on some CPUs the bits of a row depend on what else is in its step."""
     return [None if value is None else pytest.approx(value, rel=0.05, abs=0.25) for value in logprobs]
 
 
