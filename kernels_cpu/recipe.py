@@ -43,11 +43,19 @@ def key(recipe: Recipe) -> str:
     return digest.hexdigest()[:32]
 
 
+def _version(package: str) -> str:
+    """Without importing it; empty where it is not installed, as the compiling process will say."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 @cache
 def _surroundings() -> bytes:
     digest = hashlib.sha256()
     for path in sorted(_SOURCES.glob("*.py")):
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    for text in (platform.python_version(), metadata.version("numba"), metadata.version("llvmlite"), features.identity()):
+    for text in (platform.python_version(), _version("numba"), _version("llvmlite"), features.identity()):
         digest.update(f"{len(text)}:{text}".encode())
     return digest.digest()

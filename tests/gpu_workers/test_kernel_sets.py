@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gpu_workers.device import kernel_sets
 from gpu_workers.device.kernel_sets import KernelSet
 from gpu_workers.layers.cpu_linear import PanelProducts
 from gpu_workers.layers.cpu_ops import CPUOps
+from kernels_cpu import recipe
 from kernels_cpu.recipe import Kernel
 
 
@@ -72,6 +74,23 @@ def test_torch_stays_when_there_is_no_process(monkeypatch: pytest.MonkeyPatch, c
         assert not CPUOps(torch.float32, 1).wait(10)
     (record,) = caplog.records
     assert record.message.startswith("small operations stay with torch: the process that compiles them does not start")
+
+
+def test_torch_stays_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """numba is not installed: neither its version nor its modules are found."""
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    recipe._surroundings.cache_clear()
+    monkeypatch.setattr(recipe.metadata, "version", version)
+    blind = kernel_sets.COMMAND[-1].replace("from kernels_cpu.build", "sys.modules['numba'] = None; from kernels_cpu.build")
+    monkeypatch.setattr(kernel_sets, "COMMAND", [*kernel_sets.COMMAND[:-1], blind])
+    with caplog.at_level(logging.WARNING):
+        assert not CPUOps(torch.float32, 1).wait(60)
+    recipe._surroundings.cache_clear()
+    (record,) = caplog.records
+    assert record.message.startswith("small operations stay with torch: ModuleNotFoundError: ")
 
 
 def test_what_cannot_be_compiled_is_said_once_and_holds_up_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

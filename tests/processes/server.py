@@ -64,7 +64,7 @@ class Server:
         self.url, self.startup = found[1], float(found[2])
         return self
 
-    def with_kernels(self, workers: int = 1, seconds: float = 150.0) -> Server:
+    def with_kernels(self, workers: int = 1, seconds: float = 100.0) -> Server:
         """Wait until nothing more is being compiled: from now on the same work gives the same bits."""
 
         def settled(worker: int) -> bool:
