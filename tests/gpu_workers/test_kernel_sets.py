@@ -21,6 +21,7 @@ from kernels_cpu.recipe import Kernel
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernel_sets, "_COMPILER", kernel_sets._Compiler())  # none is left over from another test
     return tmp_path / "quire" / "cpu"
 
 
@@ -55,6 +56,7 @@ def test_torch_serves_first_the_kernels_then_and_at_once_the_next_time() -> None
 def test_torch_stays_when_the_compiling_process_dies(
     code: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    command = kernel_sets.COMMAND
     monkeypatch.setattr(kernel_sets, "COMMAND", [sys.executable, "-c", code])
     with caplog.at_level(logging.WARNING):
         ops = CPUOps(torch.float32, 1)
@@ -64,7 +66,7 @@ def test_torch_stays_when_the_compiling_process_dies(
     ]
     assert normed(ops).shape == (3, 100)
     # The next one that asks gets a process of its own.
-    monkeypatch.undo()
+    monkeypatch.setattr(kernel_sets, "COMMAND", command)
     assert CPUOps(torch.float32, 1).wait(100)
 
 
