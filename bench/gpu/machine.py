@@ -10,6 +10,7 @@ import shutil
 import subprocess
 
 from bench.gpu.part import Part, run
+from quire.benchmarks.machine import cpu_name
 
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,pcie.link.gen.current"
 PACKAGES = "torch numpy cupy-cuda13x nvidia-cuda-nvrtc nvidia-nccl-cu13 triton transformers tokenizers safetensors numba".split()
@@ -18,7 +19,7 @@ OF_TESTS = "pytest pytest_timeout hypothesis".split()
 
 
 def main(part: Part) -> None:
-    part.record("host", cpu=_cpu(), cores=os.cpu_count(), kernel=platform.release(), python=platform.python_version())
+    part.record("host", cpu=cpu_name(), cores=os.cpu_count(), kernel=platform.release(), python=platform.python_version())
     part.record("packages", **{name: _version(name) for name in PACKAGES})
     for what, names in (("quire", OF_QUIRE), ("tests", OF_TESTS)):
         missing = [name for name in names if importlib.util.find_spec(name) is None]
@@ -48,11 +49,6 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "none"
-
-
-def _cpu() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as handle:
-        return next((line.split(":", 1)[1].strip() for line in handle if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

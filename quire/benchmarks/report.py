@@ -14,6 +14,7 @@ import msgspec
 
 import quire
 from ipc.errors import ConfigError
+from quire.benchmarks.machine import cpu_name
 
 
 class RequestTiming(msgspec.Struct):
@@ -76,16 +77,10 @@ def summarize(timings: Sequence[RequestTiming], wall_s: float) -> dict[str, Any]
 
 def environment() -> dict[str, Any]:
     """The machine and versions a result belongs to."""
-    model = platform.processor()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as handle:
-            model = next((line.split(":", 1)[1].strip() for line in handle if line.startswith("model name")), model)
-    except OSError:
-        pass
     return {
         "quire": quire.__version__,
         "python": platform.python_version(),
-        "cpu": model,
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command("quire", sys.argv[1:]),

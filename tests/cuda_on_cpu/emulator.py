@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -38,6 +39,8 @@ ENTRY = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\
 
 def missing_compiler() -> str | None:
     """Why sources cannot be built here, or None."""
+    if platform.machine() != "x86_64":
+        return f"the emulator is written for x86-64, not {platform.machine()}"
     return None if shutil.which(COMPILER) else f"{COMPILER} is not installed; it compiles the kernels for the CPU"
 
 

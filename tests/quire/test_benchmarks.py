@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 from pathlib import Path
 
 import pytest
 
 from ipc.errors import ConfigError
-from quire.benchmarks import client, report, workload
+from quire.benchmarks import client, machine, report, workload
 from quire.benchmarks.client import LoadClient
 from quire.benchmarks.report import RequestTiming, percentile, summarize
 from quire.benchmarks.workload import BenchRequest
@@ -33,6 +34,15 @@ def test_a_summary_counts_good_and_failed_requests_apart() -> None:
     assert (summary["output_tokens"], summary["output_tokens_per_s"], summary["requests_per_s"]) == (12, 6.0, 1.0)
     assert summary["ttft_ms"]["p50"] == pytest.approx(200)
     assert summary["inter_token_ms"]["p99"] == pytest.approx(100), "a request of one token has no inter-token time"
+
+
+def test_a_cpu_has_a_name_on_any_machine(tmp_path: Path) -> None:
+    x86, arm = tmp_path / "x86", tmp_path / "arm"
+    x86.write_text("processor\t: 0\nmodel name\t: Some CPU: 9\n\nprocessor\t: 1\nmodel name\t: Another\n")
+    arm.write_text("processor\t: 0\nBogoMIPS\t: 243.75\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\nprocessor\t: 1\nCPU part\t: 0xd40\n")
+    assert machine.cpu_name(str(x86)) == "Some CPU: 9"
+    assert machine.cpu_name(str(arm)) == f"{platform.machine()} 0x41 0xd0c"
+    assert machine.cpu_name(str(tmp_path / "none")) == platform.machine()
 
 
 def test_random_workloads_repeat_and_share_what_they_should() -> None:
