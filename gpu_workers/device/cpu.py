@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import time
 from typing import TYPE_CHECKING
 
@@ -230,5 +231,8 @@ def _can_pack(dtype: torch.dtype) -> bool:
     if not (hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")):
         return False
     if dtype == torch.bfloat16:
+        # Arm's oneDNN takes a packed bfloat16 weight to its reference, a scalar loop, also where the CPU has the instructions (torch 2.10).
+        if platform.machine() not in ("x86_64", "AMD64"):
+            return False
         return hasattr(operators, "_is_mkldnn_bf16_supported") and bool(operators._is_mkldnn_bf16_supported())
     return dtype == torch.float32

@@ -36,6 +36,14 @@ def test_settings_that_only_a_gpu_can_serve(flags: dict[str, object], message: s
         cpu.CPUDevice(ipc_config.load(flags, environ={}))
 
 
+def test_arms_onednn_gets_float32_weights_alone(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would multiply bfloat16 ones in a scalar loop. Panels of ours come with `prepare`; without them torch has the plain weight."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert device.pack_linear(torch.ones(64, 64)) is not None
+    assert device.pack_linear(torch.ones(64, 64, dtype=torch.bfloat16)) is None
+
+
 def serving(weight_bytes: int, max_model_len: int) -> Any:
     """A model of 6 layers with 4 KV heads of 32 dimensions, float32: 6 KiB per token."""
     spec = SimpleNamespace(num_layers=6, head_dim=32)
