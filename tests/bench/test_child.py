@@ -35,18 +35,18 @@ def computes(runtime: Path) -> bool:
     [(BATCHES, signal.SIGTERM), (BATCHES, signal.SIGKILL), (SERVING, signal.SIGTERM), (SERVING, signal.SIGINT)],
     ids=["batches-term", "batches-kill", "serving-term", "serving-int"],
 )
-def test_no_server_is_left(command: list[str], number: signal.Signals, tmp_path: Path) -> None:
+def test_no_server_is_left(command: list[str], number: signal.Signals, runtime: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(runtime), "XDG_RUNTIME_DIR": str(runtime)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # the signal reaches the benchmark alone, not what it has started
     ) as process:
         family = [process.pid]
         try:
-            eventually(lambda: computes(tmp_path), 60)
+            eventually(lambda: computes(runtime), 60)
             family = machine.tree(process.pid)
             assert len(family) >= 5, "supervisor, frontend, scheduler, worker and the benchmark itself"
             process.send_signal(number)
