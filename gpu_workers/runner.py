@@ -68,10 +68,12 @@ class ModelRunner:
         self.attention.plan(step)
         target = self._device.torch_device
         ids, positions = (torch.from_numpy(column).to(target) for column in (step.token_ids, step.positions))
-        ends = torch.from_numpy(step.last).to(target)
-        everything = step.wants_all or step.num_tokens == len(step.rows)
-        hidden = self._model.forward(ids, positions, self.attention, None if everything else ends)
-        last = hidden[ends] if step.wants_all else hidden
+        if step.num_tokens == len(step.rows):
+            hidden = last = self._model.forward(ids, positions, self.attention)
+        else:
+            ends, wants_all = torch.from_numpy(step.last).to(target), step.wants_all
+            hidden = self._model.forward(ids, positions, self.attention, None if wants_all else ends)
+            last = hidden[ends] if wants_all else hidden
         logits = self._logits(step, last)
         self._device.end_step()
         return Begun(step, hidden, last, logits)

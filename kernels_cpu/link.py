@@ -18,7 +18,7 @@ _SYMBOLS, _STRINGS, _RELOCATIONS = 2, 3, 4  # kinds of sections
 _FUNCTION_OR_DATA, _SECTION = (0, 1, 2), 3  # kinds of symbols
 _PAGE = 4096
 # jmp *slot(%rip); and adrp x16, slot; ldr x17, [x16, slot]; br x17.
-_X86_JUMP, _ARM_JUMP = bytes.fromhex("ff2500000000"), bytes.fromhex("1000009011024 0f920021fd6".replace(" ", ""))
+_X86_JUMP, _ARM_JUMP = bytes.fromhex("ff2500000000"), bytes.fromhex("10000090 110240f9 20021fd6")
 
 
 class LinkError(Exception):

@@ -115,10 +115,10 @@ class CUDARunner:
             used = self.attention.plan(step, decodes, host, bucket or 0)
             self._buffers.send(plan)
             if bucket is None:
-                ends = self._buffers.lists["last"][: len(step.rows)]
-                everything = step.wants_all or step.num_tokens == len(step.rows)
+                ends, wants_all = self._buffers.lists["last"][: len(step.rows)], step.wants_all
+                everything = wants_all or step.num_tokens == len(step.rows)
                 hidden = self._forward(step.num_tokens, self._inputs.rows, used, None if everything else ends)
-                last = hidden[ends] if step.wants_all else hidden
+                last = hidden[ends] if wants_all else hidden
             else:
                 assert self.graphs is not None
                 self.graphs.replay(bucket)

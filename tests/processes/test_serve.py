@@ -69,6 +69,12 @@ def test_loglikelihoods_as_lm_eval_reads_them(server: Server) -> None:
             greedy += value == max(top.values())
         assert logprobs["token_logprobs"][-1] == max(logprobs["top_logprobs"][-1].values()), "the one that was made is greedy"
     assert 2 <= greedy < 40
+    # Alone in its step a prompt has the same bits each time.
+    one, none = (
+        server.post("/v1/completions", {**body, "prompt": prompts[1], "max_tokens": count})["choices"][0]["logprobs"]["token_logprobs"]
+        for count in (1, 0)
+    )
+    assert none == one[:-1]
     assert without["usage"]["completion_tokens"] == 0
     parts = [event["choices"][0] for event in server.events("/v1/completions", body)]
     for index, choice in enumerate(answer["choices"]):
