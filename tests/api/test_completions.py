@@ -199,7 +199,7 @@ def test_an_echo_longer_than_what_may_wait_for_a_client(server: ApiServer) -> No
     before = server.stat(Stat.GENERATION_TOKENS)
     with server.connect(receive_buffer=4096) as client:
         client.sendall(http("POST", PATH, {**body, "stream": True}))
-        until(lambda: server.stat(Stat.GENERATION_TOKENS) == before + 64)
+        until(lambda: server.stat(Stat.GENERATION_TOKENS) >= before + 64)  # more: `before` may lack an earlier request's last step
         status, _, raw = read_answer(client)
     *chunks, done = events(raw)
     assert status == 200 and len(raw) > 1.5 * MAX_BACKLOG_BYTES and done == "[DONE]"
