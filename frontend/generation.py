@@ -14,6 +14,7 @@ from aiohttp.http import HttpVersion11
 from frontend import http_errors
 from frontend.chat_stream import ChatSseStream
 from frontend.connection import Connection
+from frontend.echo_stream import EchoStream
 from frontend.outputs import RequestOutput, TokenLogprobs
 from frontend.sse import DONE, NO_EXTRAS, STUCK_SECONDS, Extras, Shape, SseResponse, SseStream, Usage, encode, event
 from frontend.stream import Stream, Work
@@ -28,7 +29,7 @@ SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Contro
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the two generating APIs have in common. prompts: for each prompt, its n completions."""
+    """What the two generating APIs have in common. prompts: for each prompt, its n completions. echo_alone: nothing follows the echo."""
 
     id: str
     model: str
@@ -38,6 +39,7 @@ class Answer:
     include_usage: bool = False
     continuous_usage: bool = False
     extras: Extras = NO_EXTRAS
+    echo_alone: bool = False
 
     def prefix(self, created: int) -> bytes:
         """A chunk's JSON up to its choices."""
@@ -80,6 +82,10 @@ async def stream_answer(app: App, request: web.BaseRequest, answer: Answer) -> w
     usage = Usage(sum(len(prompt[0].prompt_ids) for prompt in answer.prompts))
     created = int(time.time())
     streams = _streams(app, answer, response, usage, created)
+    if answer.echo_alone and streams[0].work.params.prompt_logprobs is None:
+        for stream in streams:
+            stream.end("length")
+        streams = []  # the engine has nothing to do
     return await send_stream(app, request, response, streams, lambda: _finish(response, answer, usage, created))
 
 
@@ -164,7 +170,8 @@ def _streams(app: App, answer: Answer, response: SseResponse, usage: Usage, crea
     prefix = answer.prefix(created)
     for place, prompt in enumerate(answer.prompts):
         for work in prompt:
-            stream = (ChatSseStream if work.splitting is not None else SseStream)(
+            kind = EchoStream if answer.echo_alone else ChatSseStream if work.splitting is not None else SseStream
+            stream = kind(
                 work,
                 app.client.tokenizer,
                 response,

@@ -65,11 +65,12 @@ async def create(app: App, request: web.BaseRequest) -> web.StreamResponse:
     texts = [prompt_text(prompt[0], tokenizer) for prompt in works] if body.echo or body.return_prompt_text else []
     shape = SHAPE_OF_IDS if body.return_tokens_as_token_ids else SHAPE
     echo = texts if body.echo else None
-    answer = Answer(identity, app.spec.model.name, works, shape, echo, body.include_usage, body.continuous_usage, body.extras)
-    if body.max_tokens == 0:
-        return await _prompt_only(app, body, answer, texts)
+    alone = body.max_tokens == 0
+    answer = Answer(identity, app.spec.model.name, works, shape, echo, body.include_usage, body.continuous_usage, body.extras, alone)
     if body.stream:
         return await stream_answer(app, request, answer)
+    if alone:
+        return await _prompt_only(app, body, answer, texts)
     outputs = await beam_search.run(app.client, works, beams)
     usage, count = usage_of(outputs), body.count
     if count < len(works[0]):
@@ -87,8 +88,6 @@ def _params(app: App, body: CompletionRequest) -> SamplingParams:
     logprobs, max_tokens = integer("logprobs", body.logprobs), integer("max_tokens", body.max_tokens)
     if max_tokens == 0 and not body.echo:
         raise InvalidRequestError("max_tokens must be at least 1, unless echo is set", "max_tokens")
-    if max_tokens == 0 and body.stream:
-        raise InvalidRequestError("an answer of max_tokens 0 cannot be streamed", "max_tokens")
     if body.echo and body.suffix:
         raise InvalidRequestError("echo cannot be combined with suffix", "echo")
     if body.suffix and body.truncate_prompt_tokens is not None:

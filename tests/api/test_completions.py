@@ -256,3 +256,20 @@ def test_integers_may_come_as_floats(server: ApiServer) -> None:
 def test_what_other_servers_take_and_we_ignore(server: ApiServer) -> None:
     body = {"prompt": "one", "user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "best_of": 1, "no_such_field": [1]}
     assert server.post(PATH, body)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"logprobs": 1}, {"logprobs": 0, "n": 2}, {"return_token_ids": True, "return_prompt_text": True, "stream_interval": 3}]
+)
+def test_an_echo_alone_in_a_stream_says_what_it_says_at_once(server: ApiServer, extra: dict[str, Any]) -> None:
+    body = {"prompt": ["one two", "three 😀 four"], "max_tokens": 0, "echo": True, **extra}
+    _, whole = server.post(PATH, body)
+    *chunks, last, done = streamed(server, {**body, "stream_options": {"include_usage": True}})
+    assert sorted((chunk["choices"][0] for chunk in chunks), key=lambda choice: choice["index"]) == whole["choices"]
+    assert all(len(chunk["choices"]) == 1 and chunk["usage"] is None for chunk in chunks)
+    assert (last["choices"], last["usage"], done) == ([], whole["usage"], "[DONE]")
+
+
+def test_an_echo_alone_needs_echo_in_a_stream_too(server: ApiServer) -> None:
+    status, answer = server.post(PATH, {"prompt": "one two", "max_tokens": 0, "stream": True})
+    assert status == 400 and answer["error"]["param"] == "max_tokens"
