@@ -7,11 +7,15 @@ zero would still be NaN.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from gpu_workers.device.base import Device, Serving
 from ipc.config import Config, parse_bytes
 from ipc.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class KVCache:
@@ -44,8 +48,16 @@ def affordable_blocks(config: Config, device: Device, block_bytes: int, serving:
     dimensions = serving.arena.dimensions
     most = dimensions.rows * dimensions.blocks_per_row + 1
     if config.cache.num_blocks:
-        return min(most, config.cache.num_blocks)
-    memory = device.kv_cache_bytes(parse_bytes(config.cache.kv_cache_memory), serving)
+        return _at_most(most, config.cache.num_blocks, "--num-blocks", serving)
+    wanted = parse_bytes(config.cache.kv_cache_memory)
+    memory = device.kv_cache_bytes(wanted, serving)
     if memory < block_bytes:
         raise ConfigError(f"kv_cache_memory of {memory} bytes cannot hold one KV block of {block_bytes} bytes")
-    return min(most, memory // block_bytes)
+    return _at_most(most, memory // block_bytes, "" if wanted is None else "--kv-cache-memory", serving)
+
+
+def _at_most(most: int, num_blocks: int, flag: str, serving: Serving) -> int:
+    """The smaller number. flag: what asked for num_blocks, if somebody did; then rank 0 tells of those that are not made."""
+    if flag and num_blocks > most and serving.ranks.rank == 0:
+        log.info("%s asks for %d KV blocks; %d are made, all that --max-num-seqs requests of full length can use", flag, num_blocks, most)
+    return min(most, num_blocks)

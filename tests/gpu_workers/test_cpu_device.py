@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from gpu_workers import kv_cache
 from gpu_workers.device import cpu
 from ipc import config as ipc_config
 from ipc.errors import ConfigError
@@ -60,6 +61,28 @@ def test_kv_memory_follows_the_model(device: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cpu, "available_memory", lambda: 400 * MIB)
     assert device.kv_cache_bytes(None, serving(10 * MIB, 2048)) == 100 * MIB
     assert device.kv_cache_bytes(5, serving(10 * MIB, 2048)) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "rank", "blocks", "said"),
+    [
+        ({"num_blocks": 257}, 0, 257, ""),
+        ({"num_blocks": 1000}, 0, 257, "--num-blocks asks for 1000 KV blocks; 257 are made"),
+        ({"num_blocks": 1000}, 1, 257, ""),
+        ({"kv_cache_memory": "48M"}, 0, 257, "--kv-cache-memory asks for 512 KV blocks; 257 are made"),
+        ({"kv_cache_memory": "12M"}, 0, 128, ""),
+        ({}, 0, 257, ""),
+    ],
+)
+def test_blocks_that_nobody_could_use_are_not_made(
+    device: Any, caplog: pytest.LogCaptureFixture, flags: dict[str, object], rank: int, blocks: int, said: str
+) -> None:
+    """4 requests of 1024 tokens, in blocks of 16 tokens and 96 KiB, and the spare block."""
+    asked = serving(10 * MIB, 1024)
+    asked.arena, asked.ranks = SimpleNamespace(dimensions=SimpleNamespace(rows=4, blocks_per_row=64)), SimpleNamespace(rank=rank)
+    with caplog.at_level("INFO"):
+        assert kv_cache.affordable_blocks(ipc_config.load(flags, environ={}), device, 96 * 1024, asked) == blocks
+    assert [record.message.split(",")[0] for record in caplog.records] == [said] * bool(said)
 
 
 def test_a_step_with_much_to_read_gets_all_threads(device: Any) -> None:
