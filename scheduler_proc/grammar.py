@@ -14,6 +14,7 @@ Compiled grammars are kept by content. A request gets a copy of the matcher (5 m
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -136,7 +137,8 @@ class GrammarDesk:
             self._tokenizer = grammar_text.load_tokenizer(self._facts)
         except Exception as error:
             self._unusable = f"structured output is not available with this model: {type(error).__name__}"
-            log.warning("structured output is not available: %s cannot be read: %s", self._facts.file, error)
+            if not _stops_the_start(self._facts.file):
+                log.warning("structured output is not available: %s cannot be read: %s", self._facts.file, error)
         self._loaded.set()
 
     def _compile_loop(self) -> None:
@@ -225,6 +227,19 @@ class GrammarDesk:
         except BaseException as error:  # llguidance's panics are no Exceptions, and one request's must not stop the others'
             log.exception("a mask could not be computed")
             return Answer(constraint, Outcome.FAILED, f"the grammar engine failed ({type(error).__name__})")
+
+
+def _stops_the_start(file: str) -> bool:
+    """Whether the frontends cannot read this tokenizer.json either: then the engine ends with their message, and needs none of ours."""
+    from tokenizers import Tokenizer
+
+    if not os.path.exists(file):
+        return False  # they have another one
+    try:
+        Tokenizer.from_file(file)
+    except Exception:  # the library raises bare Exception
+        return True
+    return False
 
 
 def _reason(matcher: LLMatcher) -> str:

@@ -32,6 +32,8 @@ def broken(source: str, target: Path, how: str) -> None:
             config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": 128}))
         case "no tokenizer":
             (target / "tokenizer.json").unlink()
+        case "a tokenizer of no kind":
+            (target / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,7 @@ def broken(source: str, target: Path, how: str) -> None:
         ("unknown architecture", "PerpetuumMobileForCausalLM"),
         ("wrong shapes", "shape"),
         ("no tokenizer", "tokenizer"),
+        ("a tokenizer of no kind", "tokenizer.json"),
     ],
 )
 def test_a_broken_model_directory(how: str, expected: str, tiny_llama: str, tmp_path: Path, runtime: Path) -> None:
@@ -54,4 +57,6 @@ def test_a_broken_model_directory(how: str, expected: str, tiny_llama: str, tmp_
     assert len(complaints) == 1 and server.lines[-1] == complaints[0], server.output
     assert expected in complaints[0]
     assert "Traceback" not in server.output
+    if how != "no tokenizer":  # the scheduler cannot know whether the frontends find another one
+        assert " W " not in server.output
     assert list(runtime.iterdir()) == []
