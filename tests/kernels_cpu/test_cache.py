@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,31 @@ def test_a_file_that_others_may_write_is_not_run(home: Path) -> None:
     assert cache.find(recipe.key(NORM)) is None
     path.chmod(0o644)
     assert cache.find(recipe.key(NORM)) is not None
+
+
+def test_what_nobody_has_used_for_long_goes_when_something_new_comes(home: Path) -> None:
+    image, _ = build.find_or_build(NORM)
+    long_ago = time.time() - cache.KEPT_SECONDS - 60
+    for key in ("used", "unused"):
+        with cache.alone(key):
+            cache.keep(key, image)
+    (home / ".killed.image.x").touch()
+    (home / "not ours").touch()
+    for path in home.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    assert cache.find("used") == image
+    with cache.alone("new"):
+        cache.keep("new", image)
+    assert sorted(path.name for path in home.iterdir()) == ["new.image", "new.lock", "not ours", "used.image"]
+
+
+def test_an_image_of_root_that_cannot_be_touched_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError
+
+    image, _ = build.find_or_build(NORM)
+    monkeypatch.setattr(cache.os, "utime", refuse)
+    assert cache.find(recipe.key(NORM)) == image
 
 
 def test_without_a_directory_it_compiles_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
