@@ -8,6 +8,7 @@ import re
 import subprocess
 import tomllib
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,15 @@ def test_constraints_pin_what_pyproject_asks_for() -> None:
     wanted = [Requirement(line) for line in [*project["dependencies"], *extras["dev"], *extras["transformers"]]]
     wrong = [str(each) for each in wanted if pinned.get(canonicalize_name(each.name)) not in each.specifier]
     assert wrong == []
+
+
+def test_what_serving_depends_on_is_imported() -> None:
+    """Whoever installs quire downloads all of it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    code = "\n".join(text for name, text in texts().items() if name.endswith(".py") and name.split("/")[0] in PACKAGES)
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", code, re.M))
+    used = {canonicalize_name(name) for module, names in packages_distributions().items() if module in imported for name in names}
+    assert [line for line in project["dependencies"] if canonicalize_name(Requirement(line).name) not in used] == []
 
 
 LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)#\s]+)")

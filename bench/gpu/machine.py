@@ -14,7 +14,7 @@ from quire.benchmarks.machine import cpu_name
 
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,pcie.link.gen.current"
 PACKAGES = "torch numpy cupy-cuda13x nvidia-cuda-nvrtc nvidia-nccl-cu13 triton transformers tokenizers safetensors numba".split()
-OF_QUIRE = "aiohttp huggingface_hub jinja2 llguidance msgspec numba prometheus_client zmq safetensors tokenizers torch tqdm uvloop".split()
+OF_QUIRE = "aiohttp huggingface_hub jinja2 llguidance msgspec numba zmq safetensors tokenizers torch tqdm uvloop".split()
 OF_TESTS = "pytest pytest_timeout hypothesis".split()
 
 

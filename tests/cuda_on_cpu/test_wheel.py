@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kernels_cuda.build import nvrtc
+from tests.test_house import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 # Run on what the wheel holds: no compiler, no source tree.
@@ -29,7 +30,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
     for name in names:
-        if name and not name.startswith(("tests/", "bench/")) and "demo_model" not in name and (ROOT / name).is_file():
+        if name and not name.startswith(("tests/", "bench/")) and (ROOT / name).is_file():
             (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "tree" / name).write_bytes((ROOT / name).read_bytes())
     run(folder / "tree", "-m", "kernels_cuda.build", "--only", "rows", "--arch", "90")
@@ -61,3 +62,14 @@ def test_so_do_the_sources_for_gpus_that_no_cubin_is_for(unpacked: Path) -> None
     sources = {path.name for path in (ROOT / "kernels_cuda" / "src").iterdir()}
     assert {path.name for path in (unpacked / "kernels_cuda" / "src").iterdir()} == sources
     assert not (unpacked / "tests").exists() and not (unpacked / "bench").exists()
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason=f"NVRTC is not installed: {nvrtc.HOW_TO_INSTALL}")
+def test_every_file_of_the_packages_travels(unpacked: Path) -> None:
+    tree = unpacked.parent / "tree"
+    files = {path for package in PACKAGES for path in (tree / package).rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert [path for path in files if not (unpacked / path.relative_to(tree)).is_file()] == []
+    for name in ("quire", "frontend", "ipc"):  # what `import quire` shows to a type checker
+        assert (unpacked / name / "py.typed").is_file()
+    (licences,) = unpacked.glob("quire-*.dist-info/licenses")
+    assert {path.name for path in licences.iterdir()} == {"LICENSE", "NOTICE"}
