@@ -35,7 +35,7 @@ def dot_int8(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed:
 def multiply_tiles(
     builder: ir.IRBuilder, rows: Sequence[tuple[ir.Value, int]], parts: int, x_step: int, vectors: ir.Value, vectors_step: int,
     count: ir.Value, sums: ir.Value, fresh: ir.Value | None, int8: bool = False, lanes: int = 16, ahead: ir.Value | None = None,
-    part_bytes: int = _TILE, group_bytes: int = _ROW,
+    part_bytes: int = _TILE, group_bytes: int = _ROW, ahead_step: ir.Value | None = None,
 ) -> None:  # fmt: skip
     """sums[row, part] += row . part over `count` steps of 64 bytes of inputs, in the layout of tiles (tiles.py).
 
@@ -43,8 +43,9 @@ def multiply_tiles(
     tiles a step, `part_bytes` apart, their rows `group_bytes` apart, steps `vectors_step` bytes apart; a part's sums are a tile behind
     those of the part before. The sums begin with zero where `fresh` (None: always). All stay in registers: rows times parts is 24 at most.
     lanes: 16, or 8 where the other half of each part does not matter. ahead: from there on memory is asked for, a line with each four
-    bytes of inputs: more at once would wait for one another.
+    bytes of inputs: more at once would wait for one another. ahead_step: bytes from one such line to the next, 64 where there is none.
     """
+    ahead_step = _I64(_ROW) if ahead_step is None else ahead_step
     ints = ir.VectorType(_I32, lanes)
     kind, product = (ints, dot_int8) if int8 else (ir.VectorType(ir.FloatType(), lanes), dot)
     zero = everywhere(kind, 0)
@@ -60,10 +61,11 @@ def multiply_tiles(
     with cgutils.for_range(builder, count) as loop:
         here = [builder.add(address, builder.mul(loop.index, _I64(x_step))) for address, _ in rows]
         vectors_here = builder.add(vectors, builder.mul(loop.index, _I64(vectors_step)))
-        lines = None if ahead is None else builder.add(ahead, builder.mul(loop.index, _I64(_TILE)))
+        lines = None if ahead is None else builder.add(ahead, builder.mul(loop.index, builder.mul(ahead_step, _I64(_ROW // 4))))
         for group in range(_ROW // 4):
             if lines is not None:
-                prefetch(builder, builder.add(lines, _I64(group * _ROW)))
+                prefetch(builder, lines)
+                lines = builder.add(lines, ahead_step)
             operands = [at(builder, vectors_here, part * part_bytes + group * group_bytes, ints) for part in range(parts)]
             for address, of_row in zip(here, totals):
                 inputs = spread(builder, at(builder, address, group * 4, _I32), ints)

@@ -5,8 +5,9 @@ read from its first byte to its last; the step's rows are laid out as tiles befo
 (tiles.py), for which the layout is made, and the dot products of 512-bit vectors (dots.py), which find a row of a
 tile of weights in a vector and a row's pair of inputs in an int32. A thread multiplies a panel with one or two tiles of rows at a time:
 on AMX two blocks of 16 rows of bfloat16; with int8 the two digits of one block's whole numbers. On AMX, where a panel is multiplied
-faster than its memory comes, it asks for that of what follows meanwhile. With many rows, inputs are taken in chunks, each for all rows,
-so that operands stay in the caches.
+faster than its memory comes, it asks for that of what follows meanwhile. By dots a panel is read several times where there are more than
+8 rows, from memory the first time only, and each time asks for its share of what follows, so that memory and arithmetic do not take
+turns. With many rows, inputs are taken in chunks, each for all rows, so that operands stay in the caches.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ from kernels_cpu.tile_rows import lay_out, lay_out_digits
 from kernels_cpu.tiles import configure, release
 from kernels_cpu.vectors import at, everywhere, math, prefetch, put, silu_times, spread, swapped, write
 
-# Steps of DEPTH inputs that are multiplied with all rows before the next ones are; bytes that are asked for ahead.
-CHUNK, AHEAD = 32, 32 * 1024
+# Steps of DEPTH inputs that are multiplied with all rows before the next ones are. By dots they stay in the first cache.
+CHUNK, CHUNK_BY_DOTS = 32, 16
+AHEAD = 32 * 1024  # bytes that AMX asks for ahead, where a panel is read once
+# Rows that are multiplied by dots together, as many as leave their sums in registers; with int8 these are two digits' each.
+BY_DOTS, BY_DOTS_INT8 = (8, 4, 2, 1), (4, 2, 1)
 # With up to so many pairs of blocks of rows, a thread takes one panel at a time (measured: 64 rows take 0.85 of the time).
 FEW_PAIRS = 4
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -89,16 +93,19 @@ def _multiply_on_amx(
 
 def _multiply_by_dots(
     builder: ir.IRBuilder, int8: bool, x: ir.Value, stride: ir.Value, weights: ir.Value, count: ir.Value, sums: ir.Value, fresh: ir.Value,
-    rows: ir.Value,
+    rows: ir.Value, ahead: ir.Value, ahead_step: ir.Value,
 ) -> None:  # fmt: skip
-    """Up to 8 rows at a time, with int8 4 rows and both their digits: so many sums stay in registers.
+    """Some rows at a time, each of which asks for as much of the memory that comes after.
 
-    Memory is not asked for: the weights are one run, which the CPU reads ahead by itself (AMD Zen 4: 48 GB/s, with asking 39).
+    Where all are done at once, nothing is asked for: the weights are one run, which the CPU reads ahead by itself (AMD Zen 4: 48 GB/s,
+    with asking 39). Where they are not, the CPU would read ahead while the first rows are done only.
     """
-    tiles, heights = (2, (4, 2, 1)) if int8 else (1, (8, 4, 2, 1))
+    tiles, heights = (2, BY_DOTS_INT8) if int8 else (1, BY_DOTS)
     with cgutils.for_range_slice(builder, _I64(0), rows, _I64(heights[0])) as (first, _):
         offset = builder.mul(first, _LINE)
         x_here, sums_here = builder.add(x, offset), builder.add(sums, offset)
+        passed = builder.mul(builder.sdiv(first, _I64(heights[0])), builder.mul(count, _I64(COLUMNS)))
+        ahead_here = builder.add(ahead, builder.mul(passed, ahead_step))
 
         def some(height: int) -> None:
             rows_of = []
@@ -106,10 +113,18 @@ def _multiply_by_dots(
                 tile_at = builder.add(x_here, builder.mul(stride, _I64(tile)))
                 for row in range(0, height * ROW_BYTES, ROW_BYTES):
                     rows_of.append((builder.add(tile_at, _I64(row)), tile * 2 * BYTES + row))
-            cpu_dots.multiply_tiles(
-                builder, rows_of, 2, BYTES, weights, 2 * BYTES, count, sums_here, fresh, int8,
-                part_bytes=ROW_BYTES, group_bytes=2 * ROW_BYTES,
-            )  # fmt: skip
+
+            def sums_of(**asking: ir.Value) -> None:
+                cpu_dots.multiply_tiles(
+                    builder, rows_of, 2, BYTES, weights, 2 * BYTES, count, sums_here, fresh, int8,
+                    part_bytes=ROW_BYTES, group_bytes=2 * ROW_BYTES, **asking,
+                )  # fmt: skip
+
+            with builder.if_else(builder.icmp_signed(">", ahead_step, _I64(0))) as (asking, otherwise):
+                with asking:
+                    sums_of(ahead=ahead_here, ahead_step=ahead_step)
+                with otherwise:
+                    sums_of()
 
         _choose(builder, heights, builder.sub(rows, first), some)
 
@@ -125,24 +140,24 @@ def _ask(builder: ir.IRBuilder, wanted: ir.Value, pairs: ir.Value) -> None:
 
 @intrinsic(prefer_literal=True)
 def multiply(  # type: ignore[no-untyped-def]
-    _context, x, x_stride, weights, count, sums, fresh, ahead, pairs, rows, int8, dots
+    _context, x, x_stride, weights, count, sums, fresh, ahead, asked, rows, int8, dots
 ):  # fmt: skip
     """sums [tiles of rows, 2, 16 rows, 16 outputs] += x [tiles of rows, count tiles] . weights [count, 2 tiles]; from zero if `fresh`.
 
     int8 and int32 sums, or bfloat16 and float32 sums. Up to `rows` rows are wanted: on AMX up to 32 of bfloat16, two tiles, else up to 16,
-    with int8 two tiles, their digits. x_stride: bytes from a tile of rows to the next. On AMX each step asks for `pairs` times two lines,
-    one after the other from `ahead` on.
+    with int8 two tiles, their digits. x_stride: bytes from a tile of rows to the next. Memory is asked for from `ahead` on, on AMX `asked`
+    times two lines each step; by dots, for each 4 bytes of inputs of a row, what lies `asked` bytes further (0: none is).
     """
     if not (isinstance(dots, types.IntegerLiteral) and isinstance(int8, types.IntegerLiteral)):
         return None
     few_bits, by_dots = bool(int8.literal_value), bool(dots.literal_value)
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        x_at, stride, weights_at, number, sums_at, is_fresh, ahead_at, num_pairs, num_rows = arguments[:9]
+        x_at, stride, weights_at, number, sums_at, is_fresh, ahead_at, num_asked, num_rows = arguments[:9]
         fresh_bit = builder.icmp_unsigned("!=", is_fresh, _I64(0))
         if not by_dots:
             dot = cpu_tiles.dot_int8 if few_bits else cpu_tiles.dot
-            rest = (dot, x_at, stride, weights_at, number, sums_at, fresh_bit, ahead_at, num_pairs)
+            rest = (dot, x_at, stride, weights_at, number, sums_at, fresh_bit, ahead_at, num_asked)
             if few_bits:
                 _multiply_on_amx(builder, 2, *rest)
                 return ir.Constant(_I64, 0)
@@ -152,7 +167,7 @@ def multiply(  # type: ignore[no-untyped-def]
                 with one:
                     _multiply_on_amx(builder, 1, *rest)
             return ir.Constant(_I64, 0)
-        _multiply_by_dots(builder, few_bits, x_at, stride, weights_at, number, sums_at, fresh_bit, num_rows)
+        _multiply_by_dots(builder, few_bits, x_at, stride, weights_at, number, sums_at, fresh_bit, num_rows, ahead_at, num_asked)
         return ir.Constant(_I64, 0)
 
     whole = types.int64
@@ -272,7 +287,8 @@ def product(int8: bool, gated: bool, dots: bool) -> Source:
     another process holds up
     does not hold up the rest.
     """
-    panel, chunk_steps, tile_bytes, most_panels, few_pairs, far = PANEL, CHUNK, BYTES, TOGETHER, FEW_PAIRS, AHEAD
+    panel, tile_bytes, most_panels, few_pairs, far = PANEL, BYTES, TOGETHER, FEW_PAIRS, AHEAD
+    chunk_steps, most_rows = (CHUNK_BY_DOTS, (BY_DOTS_INT8 if int8 else BY_DOTS)[0]) if dots else (CHUNK, 16 if int8 else 32)
     added_bytes = 4 * PANEL
     depth, digits, few_bits = 2 * DEPTH if int8 else DEPTH, 2 if int8 else 1, int(int8)
     is_gated, by_dots, info_bytes = int(gated), int(dots), ROWS_INFO * ROW_BYTES
@@ -290,7 +306,8 @@ def product(int8: bool, gated: bool, dots: bool) -> Source:
         out = carray(pointer(a[OUT]), (rows * outputs,), np.uint16)
         tile_rows = blocks * digits
         pairs = (tile_rows + taken - 1) // taken
-        at_once = (steps + steps // chunk_steps) // (steps // chunk_steps + 1) if pairs > 1 else steps
+        passes = (rows + most_rows - 1) // most_rows
+        at_once = (steps + steps // chunk_steps) // (steps // chunk_steps + 1) if passes > 1 else steps
         # The results of a panel that outputs do not fill go before the sums.
         sums_bytes = (1 + most_panels * (tile_rows + 1) * 2) * tile_bytes
         base = (a[SCRATCH] + 63) // 64 * 64
@@ -310,7 +327,10 @@ def product(int8: bool, gated: bool, dots: bool) -> Source:
         configure(a[CONFIGURATION], by_dots)
         added_at = zeros_on_stack(added_bytes)
         added = carray(pointer(added_at), (panel,), np.float32)
-        lines = (16 + pairs - 1) // pairs
+        # A step's share of the two tiles that follow: pairs of lines, by dots bytes for each of its 16 times 4 bytes of inputs.
+        asked = (16 + passes - 1) // passes
+        if by_dots:
+            asked = (2 * tile_bytes // 16 + passes - 1) // passes if passes > 1 else 0
         together = 1 if pairs <= few_pairs else max(1, min(most_panels, panels // (2 * threads)))
         for turn in range(threads):
             owner = (me + turn) % threads
@@ -320,9 +340,14 @@ def product(int8: bool, gated: bool, dots: bool) -> Source:
                 last = min(first + together, end)
                 for step in range(0, steps, at_once):
                     count = min(at_once, steps - step)
-                    distance = far if pairs == 1 else count * 2 * tile_bytes
+                    distance = far if passes == 1 else count * 2 * tile_bytes
                     for p in range(first, last):
                         there = a[WEIGHTS] + (p * steps + step) * 2 * tile_bytes
+                        following, asked_of_pair = there + distance, count * asked * 128
+                        if by_dots:
+                            following, asked_of_pair = there + steps * 2 * tile_bytes, count * asked * 16 * (16 // most_rows)
+                            if p + 1 == last:
+                                following = a[WEIGHTS] + (first * steps + step + count) * 2 * tile_bytes
                         width = min(panel, outputs - p * panel)
                         output = p * 16 if gated else p * panel
                         further = half if gated else 16
@@ -332,14 +357,14 @@ def product(int8: bool, gated: bool, dots: bool) -> Source:
                         scales_at = a[SCALES] + output * 4
                         for pair in range(pairs):
                             here = x_at + (step * tile_rows + taken * pair * count) * tile_bytes
-                            ahead = there + distance + pair * count * lines * 128
+                            ahead = following + pair * asked_of_pair
                             slot = ((p - first) * pairs + pair) * taken if at_once < steps else 0
                             into = sums_at + slot * 2 * tile_bytes
                             fresh = np.int64(step == 0)
                             wanted = rows - taken * pair // digits * 16
                             if by_dots:
                                 wanted = min(wanted, 16)
-                            multiply(here, count * tile_bytes, there, count, into, fresh, ahead, lines, wanted, few_bits, by_dots)
+                            multiply(here, count * tile_bytes, there, count, into, fresh, ahead, asked, wanted, few_bits, by_dots)
                             if step + count < steps:
                                 continue
                             for block in range(taken * pair // digits, min(taken * (pair + 1) // digits, blocks)):
