@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+OWN_CGROUPS = "/proc/self/cgroup"
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes this process can take: the machine's MemAvailable, or what its cgroup still allows where that is less."""
+    """Bytes this process can take: the machine's MemAvailable, or what its cgroups still allow where that is less."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
-            free = min(free, max(0, int(limit.read()) - int(used.read())))
     except (OSError, ValueError, StopIteration):
-        pass  # no cgroup limit ("max"), or not Linux: what we have so far holds
-    return free
+        pass  # not Linux: what we have so far holds
+    return min([free, *_allowed()])
+
+
+def _allowed() -> Iterator[int]:
+    """Bytes left in this process's cgroup (a container's, a service's with MemoryMax=) and in each one around it that has a limit."""
+    try:
+        with open(OWN_CGROUPS, encoding="utf-8") as lines:
+            own = Path(next(line[len("0::/") :].strip() for line in lines if line.startswith("0::/")))
+    except (OSError, StopIteration):
+        return  # no cgroups, or only those of version 1
+    for folder in (own, *own.parents):
+        try:
+            limit, used = ((CGROUPS / folder / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+            yield max(0, int(limit) - int(used))
+        except (OSError, ValueError):
+            pass  # no limit ("max"), or one of the root, which has none
