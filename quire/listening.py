@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
-from ipc.config import ServerConfig
+import msgspec
+
+from ipc.config import Config, ServerConfig
 from ipc.errors import ConfigError
 from quire import systemd
 
@@ -35,6 +38,18 @@ def open_socket(config: ServerConfig) -> socket.socket:
             raise ConfigError(f"port {config.port} on {config.host} is in use; choose another with --port (0 takes a free one)") from None
         raise ConfigError(f"cannot listen on {config.host} port {config.port}: {error.strerror}") from None
     return listener
+
+
+def as_bound(config: Config, listener: socket.socket) -> Config:
+    """With the address of systemd's socket as --host: by it the frontends decide whether to check Host and Origin. A name is kept, as one
+    that they answer to."""
+    try:
+        ipaddress.ip_address(config.server.host)
+    except ValueError:
+        return config
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return config
+    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, host=listener.getsockname()[0]))
 
 
 def url_of(listener: socket.socket) -> str:

@@ -36,6 +36,7 @@ def serve(config: Config, started: float, early: EarlyWorkers | None = None) -> 
     logs.configure("supervisor", config.log.log_level)
     config = open_files.allow(config)
     listener = listening.open_socket(config.server)
+    config = listening.as_bound(config, listener)
     with listener:
         device, remark = device_choice.choose(config.device.device)
         if remark:

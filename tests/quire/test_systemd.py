@@ -72,6 +72,22 @@ def test_an_inherited_socket_is_used() -> None:
         assert done.stdout.split() == [str(listener.getsockname()[1]), "None", "False"], done.stderr
 
 
+@pytest.mark.parametrize(
+    ("asked", "bound", "host"),
+    [("127.0.0.1", "0.0.0.0", "0.0.0.0"), ("0.0.0.0", "127.0.0.1", "127.0.0.1"), ("box.example.org", "0.0.0.0", "box.example.org")],
+)
+def test_the_frontends_go_by_the_address_of_an_inherited_socket(asked: str, bound: str, host: str) -> None:
+    """They check Host and Origin on loopback alone."""
+    with socket.create_server((bound, 0)) as listener:
+        assert listening.as_bound(config.load({"host": asked}, environ={}), listener).server.host == host
+
+
+def test_a_unix_socket_changes_no_setting(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        assert listening.as_bound(config.load({}, environ={}), listener) == config.load({}, environ={})
+
+
 def test_another_processs_sockets_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid() + 1))
     monkeypatch.setenv("LISTEN_FDS", "1")
