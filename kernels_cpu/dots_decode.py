@@ -38,9 +38,9 @@ from kernels_cpu.attention_layout import (
 )
 from kernels_cpu.dots import dot
 from kernels_cpu.linear_vectors import fetch_add
-from kernels_cpu.native import as_float, ask_for, pointer
+from kernels_cpu.native import as_float, pointer
 from kernels_cpu.tile_attention_vectors import LEAST, exponential
-from kernels_cpu.vectors import at, everywhere, larger, math, put, spread, totals, write
+from kernels_cpu.vectors import at, everywhere, larger, math, prefetch, put, spread, totals, write
 
 LANES, DEPTH = 16, 32
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -63,14 +63,17 @@ def _across(builder: ir.IRBuilder, value: ir.Value, join: Any) -> ir.Value:
 
 
 @intrinsic(prefer_literal=True)
-def _score_keys(_context, query, keys, scores, dim, size):  # type: ignore[no-untyped-def]
-    """scores float32 [size] = keys [size, dim] . query [dim], bfloat16 both; size a multiple of 16, dim of 32."""
+def _score_keys(_context, query, keys, scores, ahead, dim, size):  # type: ignore[no-untyped-def]
+    """scores float32 [size] = keys [size, dim] . query [dim], bfloat16 both; size a multiple of 16, dim of 32.
+
+    ahead: from there on, a line of memory is asked for with every line of keys.
+    """
     if not (isinstance(dim, types.IntegerLiteral) and isinstance(size, types.IntegerLiteral)):
         return None
     width, count = dim.literal_value, size.literal_value
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        query_at, keys_at, scores_at = arguments[:3]
+        query_at, keys_at, scores_at, ahead_at = arguments[:4]
         parts = range(0, width * 2, DEPTH * 2)
         query_of = [at(builder, query_at, part, _INTS, 2) for part in parts]
         for first in range(0, count, LANES):
@@ -78,12 +81,13 @@ def _score_keys(_context, query, keys, scores, dim, size):  # type: ignore[no-un
             for key in range(first, first + LANES):
                 total = everywhere(_FLOATS, 0.0)
                 for part, value in zip(parts, query_of):
+                    prefetch(builder, builder.add(ahead_at, _I64(key * width * 2 + part)))
                     total = dot(builder, total, value, at(builder, keys_at, key * width * 2 + part, _INTS, 2))
                 sums.append(total)
             put(builder, totals(builder, sums), scores_at, first * 4)
         return ir.Constant(_I64, 0)
 
-    return types.int64(types.int64, types.int64, types.int64, dim, size), code
+    return types.int64(types.int64, types.int64, types.int64, types.int64, dim, size), code
 
 
 @intrinsic
@@ -127,17 +131,17 @@ def _soften(_context, scores, count, low, high, scale, weights, state):  # type:
 
 
 @intrinsic(prefer_literal=True)
-def _add_values(_context, weights, values, sums, first, last, dim, size):  # type: ignore[no-untyped-def]
+def _add_values(_context, weights, values, sums, first, last, ahead, dim, size):  # type: ignore[no-untyped-def]
     """sums float32 [dim] += weights [size] . values [size, dim], bfloat16 both, of keys from `first` on and before `last`.
 
-    Other keys count as zeros, whatever stands there: a weight of zero would not silence a NaN.
+    Other keys count as zeros, whatever stands there: a weight of zero would not silence a NaN. ahead: as in _score_keys.
     """
     if not (isinstance(dim, types.IntegerLiteral) and isinstance(size, types.IntegerLiteral)):
         return None
     width, count = dim.literal_value, size.literal_value
 
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        weights_at, values_at, sums_at, begin, end = arguments[:5]
+        weights_at, values_at, sums_at, begin, end, ahead_at = arguments[:6]
         all_seen = builder.and_(builder.icmp_signed("<=", begin, _I64(0)), builder.icmp_signed(">=", end, _I64(count)))
         orders = [ir.Constant(_ORDER, [tile * LANES + place // 2 + (place % 2) * DEPTH for place in range(DEPTH)]) for tile in range(2)]
 
@@ -148,6 +152,7 @@ def _add_values(_context, weights, values, sums, first, last, dim, size):  # typ
                 for pair in range(count // 2):
                     both = []
                     for key in (2 * pair, 2 * pair + 1):
+                        prefetch(builder, builder.add(ahead_at, _I64((key * width + part) * 2)))
                         value = at(builder, values_at, (key * width + part) * 2, _HALVES, 2)
                         if masked:
                             known = builder.and_(builder.icmp_signed("<=", begin, _I64(key)), builder.icmp_signed(">", end, _I64(key)))
@@ -172,7 +177,7 @@ def _add_values(_context, weights, values, sums, first, last, dim, size):  # typ
         return ir.Constant(_I64, 0)
 
     whole = types.int64
-    return whole(whole, whole, whole, whole, whole, dim, size), code
+    return whole(whole, whole, whole, whole, whole, whole, dim, size), code
 
 
 @intrinsic(prefer_literal=True)
@@ -239,15 +244,17 @@ def decode_by_dots(address, mine, dim, kv_heads, size, together):  # type: ignor
                 next_row, next_head = decode_row[beyond // groups // split], beyond % groups * together
                 next_first, next_end = part_first[beyond // groups] // size, (part_end[beyond // groups] + size - 1) // size
             for b in range(blocks):
+                keys = a[K_CACHE] + (np.int64(tables[row, first + b]) * kv_heads + head) * block_bytes
+                soon = keys
                 if next_first + b < next_end:
-                    ask_for(a[K_CACHE] + (np.int64(tables[next_row, next_first + b]) * kv_heads + next_head) * block_bytes, run_bytes)
+                    soon = a[K_CACHE] + (np.int64(tables[next_row, next_first + b]) * kv_heads + next_head) * block_bytes
                 elif blocks > ahead:
                     place = next_first + b - blocks
-                    ask_for(a[V_CACHE] + (np.int64(tables[row, place]) * kv_heads + head) * block_bytes, run_bytes)
-                keys = a[K_CACHE] + (np.int64(tables[row, first + b]) * kv_heads + head) * block_bytes
+                    soon = a[V_CACHE] + (np.int64(tables[row, place]) * kv_heads + head) * block_bytes
                 for h in range(together):
                     query = a[QKV] + (token * 3 * kv_heads + head + h) * dim * 2
-                    _score_keys(query, keys + h * block_bytes, scores_at + (h * blocks + b) * size * 4, dim, size)
+                    scores = scores_at + (h * blocks + b) * size * 4
+                    _score_keys(query, keys + h * block_bytes, scores, soon + h * block_bytes, dim, size)
             low, high = begin - first * size, end - first * size
             for h in range(together):
                 place = h * blocks * size
@@ -255,13 +262,14 @@ def decode_by_dots(address, mine, dim, kv_heads, size, together):  # type: ignor
                 for d in range(dim):
                     sums[h, d] = np.float32(0.0)
             for b in range(blocks):
-                if next_first + b < next_end:
-                    ask_for(a[V_CACHE] + (np.int64(tables[next_row, next_first + b]) * kv_heads + next_head) * block_bytes, run_bytes)
                 values = a[V_CACHE] + (np.int64(tables[row, first + b]) * kv_heads + head) * block_bytes
+                soon = values
+                if next_first + b < next_end:
+                    soon = a[V_CACHE] + (np.int64(tables[next_row, next_first + b]) * kv_heads + next_head) * block_bytes
                 seen, limit = low - b * size, high - b * size
                 for h in range(together):
-                    weights = weights_at + (h * blocks + b) * size * 2
-                    _add_values(weights, values + h * block_bytes, totals_at + h * dim * 4, seen, limit, dim, size)
+                    weights, place = weights_at + (h * blocks + b) * size * 2, h * block_bytes
+                    _add_values(weights, values + place, totals_at + h * dim * 4, seen, limit, soon + place, dim, size)
             for h in range(together):
                 if split > 1:
                     place = part * kv_heads + head + h
