@@ -45,13 +45,14 @@ def test_loading_then_serving_then_restarting(arena: Arena) -> None:
 
 
 def test_the_queue_has_an_end_and_an_honest_time(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     subject = admission(arena)
     arena.status("scheduler")[Stat.NUM_WAITING] = 9
     subject.check(1, 0)
     with pytest.raises(QueueFullError):
         subject.check(2, 0)
-    later = time.monotonic() + 4.0
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    now += 4.0
     arena.status("scheduler")[Stat.NUM_WAITING] = 10
     # 8 requests have ended in about 4 s: room for 6 more takes about 3 s.
     with pytest.raises(QueueFullError) as caught:

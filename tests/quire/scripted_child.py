@@ -1,16 +1,13 @@
 """Stands in for `python -m quire.child`: a real actor process that does what the environment variable SCRIPT_<ROLE> says.
 
-Words, separated by commas; `once` limits them to the first life of that role (a file in the runtime directory remembers):
-fatal (a ConfigError at start), crash (exit code 3 before ready), die (SIGKILL itself after ready), hang (busy for ever after ready),
-deaf (no reaction to Stop), slow (1 s until ready), busy (Drained only after 1 s). What it hears of others goes into Stat.STEPS.
+Words: fatal (a ConfigError at start), crash (exit code 3 before ready), deaf (no reaction to Stop), slow (1 s until ready), busy (says
+Drained only a moment after the second Drain). What it hears of others goes into Stat.STEPS.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,29 +23,26 @@ from quire import child
 class Scripted(Actor):
     def __init__(self, spec: ChildSpec) -> None:
         super().__init__(spec)
-        self.script = set(os.environ.get(f"SCRIPT_{spec.role.upper()}", "").split(","))
-        marker = Path(spec.runtime_dir) / f"lived-{spec.role}-{spec.index}"
-        if "once" in self.script and marker.exists():
-            self.script = set()
-        marker.touch()
+        self.script = os.environ.get(f"SCRIPT_{spec.role.upper()}", "")
+        self.drains = 0
 
     async def start(self) -> None:
-        if "fatal" in self.script:
+        if self.script == "fatal":
             raise ConfigError("the weights are made of cheese")
-        if "crash" in self.script:
+        if self.script == "crash":
             os._exit(3)
-        if "slow" in self.script:
+        if self.script == "slow":
             self.loop.call_later(1.0, self.ready)
             return
         self.ready()
-        if "die" in self.script:
-            self.loop.call_later(0.2, os.kill, os.getpid(), signal.SIGKILL)
-        if "hang" in self.script:
-            self.loop.call_later(0.2, time.sleep, 1000)
 
     def on_drain(self, message: Drain) -> None:
+        self.drains += 1
         drained = Drained(self.spec.role, self.spec.index)
-        self.loop.call_later(1.0 if "busy" in self.script else 0.0, self.supervisor.send, drained)
+        if self.script != "busy":
+            self.supervisor.send(drained)
+        elif self.drains == 2:
+            self.loop.call_later(0.3, self.supervisor.send, drained)
 
     def on_peers(self, message: Peers) -> None:
         self.status[Stat.STEPS] = message.scheduler_epoch
@@ -57,7 +51,7 @@ class Scripted(Actor):
         self.status[Stat.STEPS] = 1000 * (message.role == "worker") + message.epoch
 
     def finish(self, exit_code: int = 0) -> None:
-        if "deaf" not in self.script:
+        if self.script != "deaf":
             super().finish(exit_code)
 
 

@@ -113,7 +113,7 @@ def test_who_reads_the_output_may_leave() -> None:
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], expected: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "quire", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "quire", *words], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if " I supervisor: " not in line]
     assert len(lines) == 1

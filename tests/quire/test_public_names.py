@@ -37,7 +37,7 @@ def test_a_foreign_module_of_our_name_is_named(tmp_path: Path) -> None:
     """The script's own directory comes first in sys.path, so a user's ipc.py hides our package."""
     (tmp_path / "ipc.py").write_text("")
     (tmp_path / "program.py").write_text(f"import sys; sys.path.append({str(ROOT)!r}); from quire import LLM")
-    done = subprocess.run([sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=250)
     assert done.returncode != 0
     assert str(tmp_path / "ipc.py") in done.stderr.splitlines()[-1]
     done = subprocess.run(
@@ -45,7 +45,7 @@ def test_a_foreign_module_of_our_name_is_named(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=250,
     )
     assert done.returncode == 2
     assert str(tmp_path / "ipc.py") in done.stderr

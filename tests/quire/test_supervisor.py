@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,7 +55,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -71,9 +72,9 @@ def test_start_and_stop() -> None:
             await supervisor.start()
             assert set(supervisor.pids) == {"worker 0", "worker 1", "scheduler", "frontend 0", "frontend 1"}
             assert os.stat(supervisor.runtime_dir).st_mode & 0o777 == 0o700
-            start = time.monotonic()
-            await supervisor.stop()
-            assert time.monotonic() - start < 3
+            children = supervisor.children
+            await supervisor.stop(60)
+            assert [child.process.returncode for child in children] == [0] * 5, "one was killed"
 
     run(test)
 
@@ -189,28 +190,32 @@ def test_a_dead_frontend_is_renewed_alone() -> None:
     run(test)
 
 
-def test_a_process_that_dies_again_and_again_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCRIPT_FRONTEND", "die")
-
+def test_a_process_that_dies_again_and_again_ends_the_engine() -> None:
     async def test() -> None:
         async with engine() as supervisor:
             await supervisor.start()
+            killed: set[int] = set()
+            while not supervisor.failed.done():
+                pid = supervisor.pids.get("frontend 0")
+                if pid is not None and pid not in killed:
+                    os.kill(pid, 9)
+                    killed.add(pid)
+                await asyncio.sleep(0.02)
             with pytest.raises(EngineFailedError, match=r"more than 5 restarts in 60 s.*SIGKILL") as error:
-                await asyncio.wait_for(asyncio.shield(supervisor.failed), 30)
-            assert not error.value.user_error
+                await supervisor.failed
+            assert len(killed) == 6 and not error.value.user_error
 
     run(test)
 
 
 def test_a_hung_process_is_killed_and_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCRIPT_SCHEDULER", "hang,once")
-    monkeypatch.setitem(child_process.RUNNING, "scheduler", Patience(idle=2.0, busy=4.0))
-
     async def test() -> None:
         async with engine() as supervisor:
             await supervisor.start()
+            monkeypatch.setitem(child_process.RUNNING, "scheduler", Patience(idle=2.0, busy=4.0))
             hung = supervisor.pids["scheduler"]
-            await eventually(lambda: supervisor.pids.get("scheduler", hung) != hung and len(supervisor.pids) == 3, 15)
+            os.kill(hung, signal.SIGSTOP)
+            await eventually(lambda: supervisor.pids.get("scheduler", hung) != hung and len(supervisor.pids) == 3)
             assert not alive(hung)
 
     run(test)
@@ -222,12 +227,12 @@ def test_drain_waits_for_the_frontends_and_not_longer_than_allowed(monkeypatch: 
     async def test() -> None:
         async with engine() as supervisor:
             await supervisor.start()
+            frontend = next(child for child in supervisor.children if child.name == "frontend 0")
             start = time.monotonic()
             await supervisor.drain(0.2)
-            assert 0.1 < time.monotonic() - start < 0.9
-            start = time.monotonic()
-            await supervisor.drain(20)
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start > 0.1 and not frontend.drained
+            await supervisor.drain(100)
+            assert frontend.drained
 
     run(test)
 
@@ -240,7 +245,7 @@ def test_a_child_that_ignores_stop_is_killed(monkeypatch: pytest.MonkeyPatch) ->
             await supervisor.start()
             worker, start = supervisor.pids["worker 0"], time.monotonic()
             await supervisor.stop(0.5)
-            assert 0.4 < time.monotonic() - start < 4
+            assert time.monotonic() - start > 0.4
             assert not alive(worker)
 
     run(test)
@@ -249,22 +254,24 @@ def test_a_child_that_ignores_stop_is_killed(monkeypatch: pytest.MonkeyPatch) ->
 def test_systemd_hears_of_readiness_life_and_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "n"))
-        manager.settimeout(10)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
         monkeypatch.setenv("WATCHDOG_USEC", "2000000")
 
+        heard: list[bytes] = []
+
         async def test() -> None:
+            asyncio.get_running_loop().add_reader(manager, lambda: heard.append(manager.recv(200)))
             async with engine() as supervisor:
                 await supervisor.start()
-                await asyncio.sleep(1.5)
+                ready = b"READY=1\nSTATUS=serving m"
+                await eventually(lambda: ready in heard and b"WATCHDOG=1" in heard[heard.index(ready) :])
                 await supervisor.drain(5)
+            asyncio.get_running_loop().remove_reader(manager)
 
         run(test)
-        heard = []
-        while not heard or b"STOPPING=1" not in heard[-1]:
+        while not any(b"STOPPING=1" in each for each in heard):
             heard.append(manager.recv(200))
-    assert b"READY=1\nSTATUS=serving m" in heard
-    assert b"WATCHDOG=1" in heard[heard.index(b"READY=1\nSTATUS=serving m") :]
 
 
 def test_no_process_is_left_when_one_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

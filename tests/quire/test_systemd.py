@@ -67,7 +67,7 @@ def test_an_inherited_socket_is_used() -> None:
             pass_fds=[listener.fileno()],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=250,
         )
         assert done.stdout.split() == [str(listener.getsockname()[1]), "None", "False"], done.stderr
 
