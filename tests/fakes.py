@@ -55,7 +55,7 @@ class FakeSupervisor(threading.Thread):
             self.heard.append((peer, message))
             self._news.notify_all()
 
-    def wait_for(self, kind: type, identity: str, seconds: float = 20.0, count: int = 1) -> Any:
+    def wait_for(self, kind: type, identity: str, seconds: float = 60.0, count: int = 1) -> Any:
         """The `count`-th message of this kind from a child. Raises TimeoutError with what was heard instead."""
 
         def found() -> list[Any]:
@@ -68,7 +68,7 @@ class FakeSupervisor(threading.Thread):
 
     def tell(self, identity: str, message: Any) -> None:
         """Send to a child."""
-        self._bound.wait(5)
+        self._bound.wait(60)
         self._loop.call_soon_threadsafe(self._channel.send, message, identity)
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ class Player:
         if not self._there:
             assert self.device.kernel_sets
             for kernels in self.device.kernel_sets:
-                assert kernels.wait(100)
+                assert kernels.wait(250)
             self._there = True
         for kernels in self.device.kernel_sets:
             kernels.ready = wanted
@@ -97,7 +97,7 @@ class Player:
 
     def step(self, work: Sequence[tuple[Row, int]], device_token: bool = True) -> list[int]:
         """Compute so many new tokens of each row; rows whose known tokens end there sample. Returns the tokens sampled, -1 for none."""
-        assert self.give(work, device_token).wait(60)
+        assert self.give(work, device_token).wait(250)
         return self._apply(work)
 
     def give(self, work: Sequence[tuple[Row, int]], device_token: bool = True) -> threading.Event:

@@ -34,7 +34,7 @@ class Communicators:
     NCCL_SUM, NCCL_INT32, NCCL_FLOAT32, NCCL_BFLOAT16 = 0, 2, 7, 9
 
     def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=20)
+        self.barrier = threading.Barrier(size, timeout=60)
         self.given: dict[int, tuple[int, int]] = {}
         self.streams: list[int] = []
         self.aborted: list[int] = []
@@ -79,7 +79,7 @@ def in_threads(size: int, work: Callable[[int], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(100)
     return results
 
 

@@ -54,7 +54,7 @@ class Case:
         cache = KVCache(self.device, 2, blocks, spec.num_kv_heads, self.block_size, spec.head_dim, self.dtype)
         for tensor in (*cache.k, *cache.v):
             tensor.normal_()
-        assert self.kernel.wait(110)
+        assert self.kernel.wait(250)
         self.kernel.ready = compiled
         backend = CPUPagedAttention(spec, cache, self.kernel)
         q, k = torch.rand(2, spec.head_dim).to(self.dtype)
@@ -112,7 +112,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
             elif not features.dots():
                 pytest.skip("this CPU has no dot products of bfloat16")
         made = Case(**SHAPES[request.param])
-        assert made.kernel.wait(110)
+        assert made.kernel.wait(250)
     torch.set_num_threads(2)
     yield made
     torch.set_num_threads(before)

@@ -25,7 +25,7 @@ def products(request: pytest.FixtureRequest) -> Iterator[PanelProducts]:
         if not features.amx() and features.wide():
             software_tiles.use(patch, PanelProducts)
         made = PanelProducts(formats, request.param, 2)
-        assert made.wait(110)
+        assert made.wait(250)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield made
@@ -127,7 +127,7 @@ def tiles(request: pytest.FixtureRequest) -> Iterator[TileProducts]:
         elif not features.amx():
             software_tiles.use(patch, TileProducts)
         made = TileProducts(dtype == "int8", 2)
-        assert made.wait(110)
+        assert made.wait(250)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield made

@@ -100,7 +100,7 @@ def test_the_waiter_keeps_order_and_passes_errors_on() -> None:
         waiter.when(SyncEvent(), lambda number=number: done.append(number))
     waiter.when(Failing(), lambda: done.append(99))
     waiter.close()
-    waiter._thread.join(10)
+    waiter._thread.join(60)
     for call in calls[:3]:
         call()
     assert done == [0, 1, 2]

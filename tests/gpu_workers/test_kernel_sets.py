@@ -36,7 +36,7 @@ def test_torch_serves_first_the_kernels_then_and_at_once_the_next_time() -> None
     first.on_change = lambda: changes.append(first.ready)
     assert first.awaited and not first.ready
     before = normed(first)
-    assert first.wait(100) and products.wait(100)
+    assert first.wait(250) and products.wait(250)
     assert changes == [True] and not first.awaited
     torch.testing.assert_close(normed(first), before)
     second = CPUOps(torch.float32, 1)
@@ -60,20 +60,20 @@ def test_torch_stays_when_the_compiling_process_dies(
     monkeypatch.setattr(kernel_sets, "COMMAND", [sys.executable, "-c", code])
     with caplog.at_level(logging.WARNING):
         ops = CPUOps(torch.float32, 1)
-        assert not ops.wait(60) and not ops.awaited
+        assert not ops.wait(250) and not ops.awaited
     assert [record.message for record in caplog.records] == [
         f"small operations stay with torch: the process that compiles them ended {how}"
     ]
     assert normed(ops).shape == (3, 100)
     # The next one that asks gets a process of its own.
     monkeypatch.setattr(kernel_sets, "COMMAND", command)
-    assert CPUOps(torch.float32, 1).wait(100)
+    assert CPUOps(torch.float32, 1).wait(250)
 
 
 def test_torch_stays_when_there_is_no_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(kernel_sets, "COMMAND", ["/nowhere/python"])
     with caplog.at_level(logging.WARNING):
-        assert not CPUOps(torch.float32, 1).wait(10)
+        assert not CPUOps(torch.float32, 1).wait(250)
     (record,) = caplog.records
     assert record.message.startswith("small operations stay with torch: the process that compiles them does not start")
 
@@ -89,7 +89,7 @@ def test_torch_stays_without_a_compiler(tmp_path: Path, monkeypatch: pytest.Monk
     blind = kernel_sets.COMMAND[-1].replace("from kernels_cpu.build", "sys.modules['numba'] = None; from kernels_cpu.build")
     monkeypatch.setattr(kernel_sets, "COMMAND", [*kernel_sets.COMMAND[:-1], blind])
     with caplog.at_level(logging.WARNING):
-        assert not CPUOps(torch.float32, 1).wait(60)
+        assert not CPUOps(torch.float32, 1).wait(250)
     recipe._surroundings.cache_clear()
     (record,) = caplog.records
     assert record.message.startswith("small operations stay with torch: ModuleNotFoundError: ")
@@ -100,18 +100,18 @@ def test_what_cannot_be_compiled_is_said_once_and_holds_up_nothing_else(caplog: 
         broken = KernelSet("strange things")
         broken.start({"one": Kernel("ops", "one")})
         ops = CPUOps(torch.float32, 1)
-        assert not broken.wait(60) and ops.wait(60)
+        assert not broken.wait(250) and ops.wait(250)
     (record,) = caplog.records
     assert record.message.startswith("strange things stay with torch: AttributeError: ")
 
 
 def test_a_damaged_file_is_replaced(home: Path) -> None:
-    assert CPUOps(torch.float32, 1).wait(100)
+    assert CPUOps(torch.float32, 1).wait(250)
     (path,) = home.glob("*.image")
     content = path.read_bytes()
     path.write_bytes(content[:1000])
     again = CPUOps(torch.float32, 1)
-    assert not again.ready and again.wait(100)
+    assert not again.ready and again.wait(250)
     assert path.read_bytes() == content
 
 
@@ -119,5 +119,5 @@ def test_a_directory_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
-        assert CPUOps(torch.float32, 1).wait(100)
+        assert CPUOps(torch.float32, 1).wait(250)
     assert caplog.records == []

@@ -129,7 +129,7 @@ def test_of_two_that_want_the_same_one_compiles(home: Path) -> None:
         answers.append(json.loads(process.stdout.readline()))
         assert len(process.stdout.read(answers[-1]["size"])) == answers[-1]["size"]
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
         process.stdout.close()
     assert sorted(answer["compiled"] for answer in answers) == [False, True]
     assert len(list(home.glob("*.image"))) == 1
@@ -142,7 +142,7 @@ def test_the_compiling_process_ends_with_its_input_whatever_it_does() -> None:
     wanted = {"attention": Kernel("attention", "attention", (64, 2, 2, 16, False))}
     process.stdin.write(recipe.to_json(wanted).encode() + b"\n")
     process.stdin.close()
-    assert process.wait(20) == 0
+    assert process.wait(100) == 0
 
 
 def test_a_failure_is_an_answer_and_the_next_one_is_served() -> None:
@@ -155,7 +155,7 @@ def test_a_failure_is_an_answer_and_the_next_one_is_served() -> None:
     answer = json.loads(process.stdout.readline())
     assert set(Image.from_bytes(process.stdout.read(answer["size"])).symbols) == {"norm"}
     process.stdin.close()
-    assert process.wait(20) == 0
+    assert process.wait(100) == 0
     process.stdout.close()
 
 
@@ -163,5 +163,5 @@ def test_nobody_finds_another_package_of_that_name(tmp_path: Path) -> None:
     """The compiling process uses the package that asks, whatever lies in the working directory."""
     (tmp_path / "kernels_cpu.py").write_text("raise SystemExit(9)")
     (tmp_path / "numba.py").write_text("raise SystemExit(9)")
-    ended = subprocess.run(COMMAND, cwd=tmp_path, input=recipe.to_json(NORM) + "\n", capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(COMMAND, cwd=tmp_path, input=recipe.to_json(NORM) + "\n", capture_output=True, text=True, timeout=250)
     assert ended.returncode == 0, ended.stderr

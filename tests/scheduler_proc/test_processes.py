@@ -16,6 +16,7 @@ from ipc.channels import _ENCODER, _HEADER
 from ipc.config import ChildSpec, Config, SchedulerConfig
 from ipc.messages import Abort, Drained, FinishReason, PeerGone, Ready, RefuseCode, Refused, SchedulerToFrontend, Submit, Tokens
 from ipc.sampling_params import SamplingParams
+from tests.api.server import until
 from tests.fakes import FakeEngine, fake_engine
 
 
@@ -47,7 +48,7 @@ class Client:
         data = np.array(prompt, np.int32).tobytes()
         self.send(Submit(handle, f"r{handle}", data, SamplingParams(**params), 1, time.monotonic_ns()))  # type: ignore[arg-type]
 
-    def until(self, condition: object, seconds: float = 20.0) -> None:
+    def until(self, condition: object, seconds: float = 60.0) -> None:
         """Read messages until condition() holds. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
         while not condition():  # type: ignore[operator]
@@ -89,6 +90,11 @@ def stat(engine: FakeEngine, word: Stat) -> int:
     return int(engine.arena.status("scheduler")[word])
 
 
+def at_rest(engine: FakeEngine) -> None:
+    """Wait until its record says that there is nothing to do: then all that was told to frontends is in it."""
+    until(lambda: not any(stat(engine, word) for word in (Stat.NUM_RUNNING, Stat.NUM_WAITING, Stat.OLDEST_RUNNABLE_NS)))
+
+
 def test_echo(client: Client) -> None:
     client.submit(1, [5, 6, 7], max_tokens=10)
     client.submit(2, [8, 9], max_tokens=1)
@@ -98,6 +104,7 @@ def test_echo(client: Client) -> None:
 
 
 def test_bad_requests_are_refused_and_the_rest_goes_on(engine: FakeEngine, client: Client) -> None:
+    at_rest(engine)
     dropped = stat(engine, Stat.DROPPED_FRAMES)
     client.submit(1, [5, 100_000])
     client.submit(2, [])
@@ -106,16 +113,13 @@ def test_bad_requests_are_refused_and_the_rest_goes_on(engine: FakeEngine, clien
     client.until(lambda: 3 in client.reasons and len(client.refused) == 2)
     assert {refused.code for refused in client.refused.values()} == {RefuseCode.INVALID}
     assert "100000" in client.refused[1].message
-    deadline = time.monotonic() + 5
-    while stat(engine, Stat.DROPPED_FRAMES) == dropped and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert stat(engine, Stat.DROPPED_FRAMES) == dropped + 1
+    until(lambda: stat(engine, Stat.DROPPED_FRAMES) == dropped + 1)
 
 
 def test_abort(engine: FakeEngine, client: Client) -> None:
-    client.submit(1, [5] * 100, max_tokens=300, ignore_eos=True)
     engine.worker.delay = 0.01
     try:
+        client.submit(1, [5] * 100, max_tokens=300, ignore_eos=True)
         client.until(lambda: len(client.tokens.get(1, [])) > 3)
         client.send(Abort([1, 77]))
         client.until(lambda: 1 in client.reasons)
@@ -126,6 +130,7 @@ def test_abort(engine: FakeEngine, client: Client) -> None:
 
 
 def test_an_idle_scheduler_uses_no_cpu(engine: FakeEngine, client: Client) -> None:
+    """What the end of the last request costs may be in the first window; a loop that spins is in each."""
     client.submit(1, [5, 6])
     client.until(lambda: 1 in client.reasons)
 
@@ -134,19 +139,23 @@ def test_an_idle_scheduler_uses_no_cpu(engine: FakeEngine, client: Client) -> No
             fields = handle.read().rsplit(")", 1)[1].split()
         return int(fields[11]) + int(fields[12])
 
-    before = cpu_ticks()
-    time.sleep(1.0)
-    assert (cpu_ticks() - before) / os.sysconf("SC_CLK_TCK") <= 0.03
+    shares: list[float] = []
+    while len(shares) < 20 and min(shares, default=1.0) > 0.03:
+        before = cpu_ticks()
+        time.sleep(1.0)
+        shares.append((cpu_ticks() - before) / os.sysconf("SC_CLK_TCK"))
+    assert min(shares) <= 0.03, shares
 
 
 def test_status_words(engine: FakeEngine, client: Client) -> None:
+    at_rest(engine)
     steps = stat(engine, Stat.STEPS)
     generated = stat(engine, Stat.GENERATION_TOKENS)
     client.submit(1, [5, 6, 7], max_tokens=3)
     client.until(lambda: 1 in client.reasons)
+    at_rest(engine)
     assert stat(engine, Stat.STEPS) >= steps + 3
     assert stat(engine, Stat.GENERATION_TOKENS) == generated + 3
-    assert stat(engine, Stat.NUM_RUNNING) == stat(engine, Stat.NUM_WAITING) == stat(engine, Stat.OLDEST_RUNNABLE_NS) == 0
     assert stat(engine, Stat.BLOCKS_TOTAL) == 256 and stat(engine, Stat.BLOCKS_USED) == 0
 
 
@@ -163,10 +172,7 @@ def test_a_dead_frontend_is_forgotten(engine: FakeEngine, client: Client) -> Non
     finally:
         engine.worker.delay = 0.0
     assert len(client.tokens[1]) == 30
-    deadline = time.monotonic() + 5
-    while stat(engine, Stat.NUM_RUNNING) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert stat(engine, Stat.NUM_RUNNING) == 0
+    at_rest(engine)
 
 
 def test_streams_survive_the_death_of_a_worker(engine: FakeEngine, client: Client) -> None:
@@ -197,19 +203,19 @@ def test_a_worker_that_comes_back_before_its_death_is_told(engine: FakeEngine, c
 def test_drain() -> None:
     with fake_engine(delay=0.01) as engine:
         client = Client(engine.frontend_spec())
-        client.submit(1, [5] * 40, max_tokens=30)
+        client.submit(1, [5] * 40, max_tokens=400, ignore_eos=True)
         client.until(lambda: client.tokens)
         engine.drain()
-        deadline = time.monotonic() + 10
         tried = 1
-        while not client.refused and time.monotonic() < deadline:
+        while not client.refused:
             tried += 1
             client.submit(tried, [5], max_tokens=1)
             client.until(lambda: len(client.reasons) + len(client.refused) == tried - 1)  # noqa: B023
         assert next(iter(client.refused.values())).code is RefuseCode.DRAINING
         assert 1 not in client.reasons
+        engine.worker.delay = 0.0
         client.until(lambda: 1 in client.reasons)
-        assert len(client.tokens[1]) == 30
+        assert len(client.tokens[1]) == 400
         engine.supervisor.wait_for(Drained, engine.spec.identity)
         client.close()
 
@@ -220,6 +226,7 @@ def test_requests_that_come_before_the_worker_are_kept() -> None:
         client = Client(engine.frontend_spec())
         engine.lose_worker()
         client.submit(1, [5, 6], max_tokens=3)
+        until(lambda: stat(engine, Stat.NUM_WAITING) == 1)  # it may come before the scheduler hears of the loss, and runs until then
         client.submit(2, [5, 6], max_tokens=3)
         client.until(lambda: 2 in client.refused)
         assert client.refused[2].code is RefuseCode.QUEUE_FULL and client.refused[2].retry_after_s >= 1

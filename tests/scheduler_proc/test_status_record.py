@@ -21,7 +21,7 @@ ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()
 print("reading", flush=True)
 reads, least = 0, int(record[Stat.BLOCKS_TOTAL])
-while not ended.is_set():
+while not (reads and ended.is_set()):
     least, reads = min(least, *(int(record[Stat.BLOCKS_TOTAL]) for _ in range(1000))), reads + 1000
 print(reads, least)
 """
