@@ -53,6 +53,10 @@ class ApiServer:
     def stat(self, word: Stat) -> int:
         return int(self.engine.arena.status("scheduler")[word])
 
+    def at_rest(self) -> None:
+        """Wait until the engine has nothing to do: then its record has all that was answered. An answer may leave a moment before."""
+        until(lambda: not any(map(self.stat, (Stat.NUM_RUNNING, Stat.NUM_WAITING, Stat.OLDEST_RUNNABLE_NS))))
+
     def start_frontend(self) -> None:
         spec = self.engine.frontend_spec(len(self.specs), listen=self.listener.fileno())
         fd = os.memfd_create("quire-spec")
@@ -81,7 +85,7 @@ class ApiServer:
         connection = socket.socket()
         if receive_buffer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(("127.0.0.1", self.port))
         return connection
 
@@ -156,8 +160,8 @@ def events(body: bytes) -> list[Any]:
     return found
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for it. Raises AssertionError when it does not come."""
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for it; a busy machine may take long. Raises AssertionError when it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

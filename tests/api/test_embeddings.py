@@ -120,12 +120,14 @@ def test_bytes(server: ApiServer, form: str) -> None:
 
 
 def test_truncation_and_counters(server: ApiServer) -> None:
+    server.at_rest()
     before = server.stat(Stat.EMBEDDINGS)
     body = {"input": [list(range(100, 150))], "truncate_prompt_tokens": 3, "normalize": False}
     for side, kept in (("left", [147, 148, 149]), ("right", [100, 101, 102])):
         status, answer = server.post("/v1/embeddings", body | {"truncation_side": side})
         assert status == 200 and answer["usage"]["prompt_tokens"] == 3
         assert answer["data"][0]["embedding"] == toy_vector(np.array(kept), HIDDEN).tolist()
+    server.at_rest()
     assert server.stat(Stat.EMBEDDINGS) == before + 2
     assert "quire:embeddings_total" in server.request("GET", "/metrics")[2].decode()
 

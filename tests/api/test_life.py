@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from tests.fakes import FakeEngine, start_scheduler
 from tests.paged_toy import hashed
 
 COMPLETIONS = "/v1/completions"
-LONG = {"prompt": "one two three", "max_tokens": 1900, "ignore_eos": True}
+LONG: dict[str, Any] = {"prompt": "one two three", "max_tokens": 1900, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,14 @@ def slow() -> Iterator[ApiServer]:
         yield running
 
 
-def idle(server: ApiServer) -> bool:
-    return server.stat(Stat.NUM_RUNNING) == 0 and server.stat(Stat.NUM_WAITING) == 0
+@contextlib.contextmanager
+def ended_early(server: ApiServer) -> Iterator[None]:
+    """What was begun in the block, each of LONG, has ended some time after it, and none of it with its last token."""
+    server.at_rest()
+    before = server.stat(Stat.GENERATION_TOKENS)
+    yield
+    server.at_rest()
+    assert server.stat(Stat.GENERATION_TOKENS) < before + int(LONG["max_tokens"])
 
 
 def begin(server: ApiServer, body: dict[str, object], receive_buffer: int = 0) -> socket.socket:
@@ -43,48 +50,43 @@ def begin(server: ApiServer, body: dict[str, object], receive_buffer: int = 0) -
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_ends_its_request(slow: ApiServer, stream: bool) -> None:
-    until(lambda: idle(slow))
-    with begin(slow, {**LONG, "stream": stream}):
+    with ended_early(slow), begin(slow, {**LONG, "stream": stream}):
         until(lambda: slow.stat(Stat.NUM_RUNNING) == 1)
         time.sleep(0.05)
-    until(lambda: idle(slow), 2.0)
 
 
 def test_a_client_that_leaves_the_queue(slow: ApiServer) -> None:
-    until(lambda: idle(slow))
-    running = [begin(slow, {**LONG, "stream": True}) for _ in range(2)]
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 2)
-    for stream in (True, False):
-        with begin(slow, {**LONG, "stream": stream}):
-            until(lambda: slow.stat(Stat.NUM_WAITING) == 1)
-        until(lambda: slow.stat(Stat.NUM_WAITING) == 0, 2.0)
-    assert slow.stat(Stat.NUM_RUNNING) == 2
-    for connection in running:
-        connection.close()
-    until(lambda: idle(slow), 2.0)
+    with ended_early(slow):
+        running = [begin(slow, {**LONG, "stream": True}) for _ in range(2)]
+        until(lambda: slow.stat(Stat.NUM_RUNNING) == 2)
+        for stream in (True, False):
+            with begin(slow, {**LONG, "stream": stream}):
+                until(lambda: slow.stat(Stat.NUM_WAITING) == 1)
+            until(lambda: slow.stat(Stat.NUM_WAITING) == 0)
+        for connection in running:
+            connection.close()
 
 
 def test_a_full_queue_answers_429(slow: ApiServer) -> None:
-    until(lambda: idle(slow))
-    busy = [begin(slow, {**LONG, "stream": True}) for _ in range(2)]
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 2)
-    waiting = [begin(slow, LONG) for _ in range(4)]
-    until(lambda: slow.stat(Stat.NUM_WAITING) == 4)
-    for stream in (True, False):
-        status, headers, raw = slow.request("POST", COMPLETIONS, {**LONG, "stream": stream})
-        assert status == 429
-        assert 1 <= int(headers["retry-after"]) <= 60
-        assert json.loads(raw)["error"]["type"] == "rate_limit_error"
+    with ended_early(slow):
+        busy = [begin(slow, {**LONG, "stream": True}) for _ in range(2)]
+        until(lambda: slow.stat(Stat.NUM_RUNNING) == 2)
+        waiting = [begin(slow, LONG) for _ in range(4)]
+        until(lambda: slow.stat(Stat.NUM_WAITING) == 4)
+        for stream in (True, False):
+            status, headers, raw = slow.request("POST", COMPLETIONS, {**LONG, "stream": stream})
+            assert status == 429
+            assert 1 <= int(headers["retry-after"]) <= 60
+            assert json.loads(raw)["error"]["type"] == "rate_limit_error"
+        for connection in (*busy, *waiting):
+            connection.close()
     # More at once than may ever wait, with room for some of them: none is kept.
-    for connection in (*busy, *waiting):
-        connection.close()
-    until(lambda: idle(slow), 2.0)
-    assert slow.request("POST", COMPLETIONS, {**LONG, "n": 20})[0] == 429
-    until(lambda: idle(slow), 2.0)
+    with ended_early(slow):
+        assert slow.request("POST", COMPLETIONS, {**LONG, "n": 20})[0] == 429
 
 
 def test_both_frontends_serve_and_one_scrape_shows_both(slow: ApiServer) -> None:
-    until(lambda: idle(slow))
+    slow.at_rest()
     statuses = [slow.engine.arena.status("frontend", index) for index in range(2)]
     before = [int(status[Stat.STEPS]) for status in statuses]
     sent = 0
@@ -114,9 +116,10 @@ def scrape(server: ApiServer) -> dict[str, float]:
 
 
 def test_metrics_count_what_happened(slow: ApiServer) -> None:
-    until(lambda: idle(slow))
+    slow.at_rest()
     before = scrape(slow)
     slow.post(COMPLETIONS, {"prompt": "one two three", "max_tokens": 3, "n": 2})
+    slow.at_rest()
     after = scrape(slow)
 
     def grown(name: str) -> float:
@@ -125,7 +128,7 @@ def test_metrics_count_what_happened(slow: ApiServer) -> None:
     assert grown('quire:request_success_total{finished_reason="length"}') == 2
     assert grown("quire:time_to_first_token_seconds_count") == 2
     assert grown("quire:inter_token_latency_seconds_count") == 4
-    assert 4 * 0.004 < grown("quire:inter_token_latency_seconds_sum") < 10
+    assert grown("quire:inter_token_latency_seconds_sum") > 0
     assert grown("quire:request_generation_tokens_sum") == 6
     assert grown('quire:request_generation_tokens_bucket{le="5.0"}') == 2
     assert grown('quire:request_generation_tokens_bucket{le="2.0"}') == 0
@@ -144,10 +147,8 @@ def test_a_slow_reader_gets_everything() -> None:
         body = {**LONG, "stream": True, "n": 12}
         connection = begin(server, body, receive_buffer=4096)
         time.sleep(0.3)
-        began = time.monotonic()
         assert server.post(COMPLETIONS, {"prompt": "one", "max_tokens": 20})[0] == 200
-        assert time.monotonic() - began < 5
-        until(lambda: idle(server), 30.0)
+        server.at_rest()
         with connection:
             status, _, raw = read_answer(connection)
         found = events(raw)
@@ -165,14 +166,14 @@ def test_a_client_that_never_reads_is_cut_off() -> None:
     with api_server(Config()) as server:
         before = scrape(server)["quire:slow_readers_total"]
         connection = begin(server, {**LONG, "stream": True, "n": 8, "logprobs": 10}, receive_buffer=4096)
-        until(lambda: scrape(server)["quire:slow_readers_total"] == before + 1, 60.0)
+        until(lambda: scrape(server)["quire:slow_readers_total"] == before + 1)
         with connection:
             data = b""
             with contextlib.suppress(ConnectionResetError):
                 while part := connection.recv(1 << 20):
                     data += part
         assert b"[DONE]" not in data
-        until(lambda: idle(server), 2.0)
+        server.at_rest()
         assert server.post(COMPLETIONS, {"prompt": "one", "max_tokens": 20})[0] == 200
 
 
@@ -228,7 +229,7 @@ def test_draining() -> None:
         body = {**LONG, "max_tokens": 150, "stream": True}
         with begin(server, body) as connection:
             until(lambda: server.stat(Stat.NUM_RUNNING) == 1)
-            server.tell(Drain(time.monotonic_ns() + 20 * 10**9))
+            server.tell(Drain(time.monotonic_ns() + 100 * 10**9))
             until(lambda: server.get("/health")[1]["status"] == "draining")
             assert server.request("GET", "/health")[0] == 503
             status, headers, _ = server.request("POST", COMPLETIONS, {"prompt": "one"})

@@ -16,7 +16,7 @@ from tests.processes.server import Server, eventually
 
 LIMIT = 2.0  # seconds of the three timeouts
 # Loose, because the machine may be busy: `python -m bench.malformed` prints the times.
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,9 @@ def test_malformed_requests_leave_no_trace(server: Server) -> None:
     cases = malformed.cases()
     assert len(cases) >= 500 and min(Counter(case.kind for case in cases).values()) >= 1
     baseline = generate(server)
+    eventually(lambda: engine(server)["quire:num_requests_running"] == "0")
     before = engine(server)
-    assert float(before["quire:generation_tokens_total"]) >= 24 and before["quire:num_requests_running"] == "0"
+    assert float(before["quire:generation_tokens_total"]) >= 24
     outcomes = [run(server, case) for case in cases if not case.slow]
     with ThreadPoolExecutor(32) as pool:
         outcomes += pool.map(lambda case: run(server, case), [case for case in cases if case.slow])

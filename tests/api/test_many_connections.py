@@ -27,17 +27,28 @@ def assert_even(counts: list[int]) -> None:
     assert all(fair / 2 <= count <= 1.6 * fair for count in counts), counts
 
 
+def connect(server: ApiServer, count: int, known: int) -> list[socket.socket]:
+    """A few at a time, as users come: a process that had no core for a moment gets the next ones. known: those that are open already."""
+    clients: list[socket.socket] = []
+
+    def all_taken() -> bool:
+        return sum(open_connections(server)) == known + len(clients)
+
+    while len(clients) < count:
+        clients += [server.connect() for _ in range(5)]
+        until(all_taken)
+    return clients
+
+
 def test_connections_fall_evenly_on_frontends_and_a_new_one_catches_up() -> None:
     with api_server(frontends=FRONTENDS) as server:
-        clients = [server.connect() for _ in range(CONNECTIONS)]
-        until(lambda: sum(open_connections(server)) == CONNECTIONS)
+        clients = connect(server, CONNECTIONS, 0)
         assert_even(open_connections(server))
         # Whoever has lost its clients gets the next ones.
         for client in clients[: CONNECTIONS // 2]:
             client.close()
         until(lambda: sum(open_connections(server)) == CONNECTIONS - CONNECTIONS // 2)
-        clients = clients[CONNECTIONS // 2 :] + [server.connect() for _ in range(CONNECTIONS // 2)]
-        until(lambda: sum(open_connections(server)) == CONNECTIONS)
+        clients = clients[CONNECTIONS // 2 :] + connect(server, CONNECTIONS // 2, CONNECTIONS // 2)
         assert_even(open_connections(server))
         for client in clients:
             client.close()
@@ -52,7 +63,7 @@ def test_a_connection_serves_request_after_request() -> None:
             connection.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
             assert stream.readline().startswith(b"HTTP/1.1 200"), number
             assert _read_body(stream).count(b"choices") >= 1
-        assert server.stat(Stat.NUM_RUNNING) == 0
+        server.at_rest()
         assert int(server.engine.arena.status("frontend")[Stat.OPEN_CONNECTIONS]) == 1
 
 
@@ -67,7 +78,7 @@ def test_slow_readers_among_many_are_bounded_and_hold_up_nobody() -> None:
             status, answer = server.post("/v1/completions", {"prompt": [300, 301], "max_tokens": 8, "ignore_eos": True})
             assert status == 200 and answer["usage"]["completion_tokens"] == 8
         # Their streams end in the engine although nobody reads: what they are still to get is held, within bounds.
-        until(lambda: server.stat(Stat.NUM_RUNNING) == 0, 60)
+        server.at_rest()
         for client in sleepers:
             client.close()
         until(lambda: int(server.engine.arena.status("frontend")[Stat.OPEN_CONNECTIONS]) == 0)

@@ -85,7 +85,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_schemathesis(demo: Server, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{demo.url}/openapi.json", "--checks", ",".join(CHECKS), "--seed", str(SEED),
-        "--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing", "--max-time", "50", "--request-timeout", "20",
+        "--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing", "--max-time", "50", "--request-timeout", "100",
         "--generation-database", "none", "--no-color", "--continue-on-failure", "--suppress-health-check", "all",
     ]  # fmt: skip
     # A request's own deadline may pass: that is what its `timeout` asks for.

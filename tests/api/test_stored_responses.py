@@ -16,7 +16,7 @@ from tests.api.responses import KEY, PATH
 from tests.api.scripted import last_user_message
 from tests.api.server import ApiServer, api_server, until
 
-LONG = {"input": "word " * 20, "ignore_eos": True, "max_output_tokens": 150}
+LONG = {"input": "word " * 20, "ignore_eos": True, "max_output_tokens": 1500}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_leaving_and_coming_back(slow: ApiServer) -> None:
         ) as s:
             first = [next(s) for _ in range(8)]
         identity = first[0].response.id  # type: ignore[union-attr]
-        assert client.responses.retrieve(identity).status == "in_progress"
+        assert client.responses.retrieve(identity).status in ("in_progress", "incomplete")  # its end may come before, on a busy machine
         whole = list(client.responses.retrieve(identity, stream=True))
     assert [event.sequence_number for event in whole] == list(range(len(whole)))
     assert [event.to_dict() for event in whole[:8]] == [event.to_dict() for event in first]
@@ -106,17 +106,20 @@ def test_leaving_and_coming_back(slow: ApiServer) -> None:
 
 
 def test_cancelling(slow: ApiServer) -> None:
+    slow.at_rest()
+    before = slow.stat(Stat.GENERATION_TOKENS)
     status, made = slow.post(PATH, {**LONG, "background": True})
     assert status == 200
     until(lambda: slow.stat(Stat.NUM_RUNNING) == 1)
     assert slow.post(f"{PATH}/{made['id']}", {})[0] == 405
     status, cancelled = slow.post(f"{PATH}/{made['id']}/cancel", {})
     assert (status, cancelled["status"]) == (200, "cancelled")
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 0, 2)
+    slow.at_rest()
     status, made = slow.post(PATH, {**LONG, "background": True})
     until(lambda: slow.stat(Stat.NUM_RUNNING) == 1)
     assert json.loads(slow.request("DELETE", f"{PATH}/{made['id']}")[2])["deleted"] is True
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 0, 2)
+    slow.at_rest()
+    assert slow.stat(Stat.GENERATION_TOKENS) < before + 1500, "one of them went on to its end"
     assert slow.get(f"{PATH}/{made['id']}")[0] == 404
     plain = slow.post(PATH, {"input": "x"})[1]
     assert slow.post(f"{PATH}/{plain['id']}/cancel", {})[0] == 400
@@ -126,10 +129,10 @@ def test_a_shutdown_waits_for_what_runs_in_the_background() -> None:
     with api_server(Config(), next_token=last_user_message(), delay=0.01) as server:
         made = server.post(PATH, {**LONG, "max_output_tokens": 60, "background": True})[1]
         until(lambda: server.stat(Stat.NUM_RUNNING) == 1)
-        server.tell(Drain(time.monotonic_ns() + 20 * 10**9))
+        server.tell(Drain(time.monotonic_ns() + 100 * 10**9))
         until(lambda: server.get("/health")[1]["status"] == "draining")
-        assert server.stat(Stat.NUM_RUNNING) == 1
-        assert not any(isinstance(message, Drained) for _, message in server.engine.supervisor.heard)
+        drained = any(isinstance(message, Drained) for _, message in server.engine.supervisor.heard)
+        assert not drained or server.stat(Stat.NUM_RUNNING) == 0
         until(lambda: server.get(f"{PATH}/{made['id']}")[1]["status"] != "in_progress")
         found = server.get(f"{PATH}/{made['id']}")[1]
         assert (found["status"], found["usage"]["output_tokens"]) == ("incomplete", 60)
@@ -137,12 +140,15 @@ def test_a_shutdown_waits_for_what_runs_in_the_background() -> None:
 
 
 def test_leaving_a_plain_stream_ends_it(slow: ApiServer) -> None:
+    slow.at_rest()
+    before = slow.stat(Stat.GENERATION_TOKENS)
     with openai.OpenAI(base_url=f"{slow.url}/v1", api_key="-", max_retries=0) as client:
         stream = client.responses.create(input="word " * 20, stream=True, extra_body={"ignore_eos": True})
         next(iter(stream))
         until(lambda: slow.stat(Stat.NUM_RUNNING) == 1)
         stream.close()
-    until(lambda: slow.stat(Stat.NUM_RUNNING) == 0, 2)
+    slow.at_rest()
+    assert slow.stat(Stat.GENERATION_TOKENS) < before + 1500
 
 
 def test_reading_what_cannot_be_read(scripted: ApiServer) -> None:
