@@ -55,7 +55,7 @@ class Server:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    def ready(self, seconds: float = 60.0) -> Server:
+    def ready(self, seconds: float = 100.0) -> Server:
         """Wait until it says that it is; then `url` and `startup` (seconds by its own account) are known."""
         eventually(lambda: URL.search(self.output) is not None or self.process.poll() is not None, seconds)
         found = URL.search(self.output)
@@ -64,7 +64,7 @@ class Server:
         self.url, self.startup = found[1], float(found[2])
         return self
 
-    def with_kernels(self, workers: int = 1, seconds: float = 100.0) -> Server:
+    def with_kernels(self, workers: int = 1, seconds: float = 200.0) -> Server:
         """Wait until nothing more is being compiled: from now on the same work gives the same bits."""
 
         def settled(worker: int) -> bool:
@@ -74,7 +74,7 @@ class Server:
         eventually(lambda: all(map(settled, range(workers))), seconds)
         return self
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 100.0) -> int:
         """The exit code, when it and all who hold its output have ended."""
         code = self.process.wait(seconds)
         self._reader.join(seconds)
@@ -126,7 +126,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 100.0) -> None:
+    """Wait for it; a busy machine may take long."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"

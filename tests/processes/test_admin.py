@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from quire import admin_client
+from ipc.errors import ConfigError
+from quire import admin_client, runtime_dir
 from tests.processes.server import ROOT, Server, eventually
 
 PROMPT = {"prompt": "Once upon a time there was a " * 8, "max_tokens": 4}
@@ -38,8 +39,9 @@ def ask(server: Server, method: str, target: str, body: dict[str, Any] | None = 
 
 
 def command(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(server.base)}
-    return subprocess.run([sys.executable, "-m", "quire", "admin", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    """Names the socket: another test's server may run beside this one."""
+    line = [sys.executable, "-m", "quire", "admin", *words, "--socket", path_of(server)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_only_the_owner_may(server: Server) -> None:
@@ -125,13 +127,18 @@ def test_log_level(server: Server) -> None:
 )
 def test_what_is_no_request(server: Server, raw: bytes, status: int) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(path_of(server))
         connection.sendall(raw)
         assert connection.recv(4096).startswith(b"HTTP/1.1 %d" % status)
 
 
-def test_which_server_is_meant(server: Server, tmp_path: Path) -> None:
+def test_which_server_is_meant(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_dir, "_bases", lambda: [str(server.base)])
+    assert admin_client.find() == path_of(server)
+    monkeypatch.setattr(runtime_dir, "_bases", lambda: [str(tmp_path)])
+    with pytest.raises(ConfigError, match="no running server of yours"):
+        admin_client.find()
     nobody = subprocess.run(
         [sys.executable, "-m", "quire", "admin", "state", "--socket", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True
     )

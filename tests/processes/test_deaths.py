@@ -27,7 +27,7 @@ def server(tiny_llama: str) -> Iterator[Server]:
     with Server(tiny_llama) as running:
         yield running.ready()
         running.terminate()
-        assert running.wait(20) == 0
+        assert running.wait() == 0
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def undisturbed(server: Server) -> str:
 
 def whole(server: Server) -> dict[str, int]:
     """The children, once all three are there and the server says it is healthy."""
-    eventually(lambda: len(server.children()) == 3, 30)
-    eventually(lambda: _healthy(server), 30)
+    eventually(lambda: len(server.children()) == 3)
+    eventually(lambda: _healthy(server))
     return server.children()
 
 
 def _healthy(server: Server) -> bool:
     try:
-        with server.open("/health", seconds=5) as response:
+        with server.open("/health", seconds=30) as response:
             return response.status == 200
     except OSError:
         return False

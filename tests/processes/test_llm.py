@@ -158,19 +158,23 @@ def interrupts() -> Iterator[None]:
 @pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_aborts_the_call_and_not_the_engine(llm: LLM) -> None:
     long = SamplingParams(temperature=0, max_tokens=900, ignore_eos=True)
+    before = llm.engine_stats().generation_tokens
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def interrupted() -> None:
+        timer.start()
         llm.generate([[number + 3] * 8 for number in range(64)], long, use_tqdm=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     timer.join()
-    start = time.monotonic()
     assert llm.generate("a", GREEDY, use_tqdm=False)[0].finished
-    assert time.monotonic() - start < 5, "the aborted requests still ran"
+    assert llm.engine_stats().generation_tokens < before + 64 * 900, "the aborted requests went on"
 
 
 def test_deaths_do_not_change_the_answers(llm: LLM) -> None:
     prompts = [[300 + number] * 10 for number in range(8)]
-    params = SamplingParams(temperature=0, max_tokens=250, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=500, ignore_eos=True)
     expected = [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)]
     for victim in ("worker 0", "scheduler"):
         eventually(lambda: len(llm._engine.pids) == 2)
@@ -187,8 +191,8 @@ def test_deaths_do_not_change_the_answers(llm: LLM) -> None:
         killer = threading.Thread(target=kill_midway)
         killer.start()
         assert [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)] == expected
-        killer.join(10)
-        assert killed and 200 <= killed[0] < 8 * 250, "the answers were there before the death"
+        killer.join(60)
+        assert killed and 200 <= killed[0] < 8 * 500, "the answers were there before the death"
         assert not alive(doomed)
 
 
@@ -210,7 +214,7 @@ def test_the_end_of_the_program_is_the_end_of_the_engine(tiny_llama: str, tmp_pa
         "print(*llm._engine.pids.values(), flush=True)\nif len(sys.argv) > 1:\n    input()\n"
     )
     environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=250, check=True)
     assert len(done.stdout.splitlines()) == 1, "the children ran the user's program again"
     assert not any(alive(int(pid)) for pid in done.stdout.split())
     assert [path.name for path in tmp_path.iterdir()] == ["program.py"]
@@ -221,7 +225,7 @@ def test_the_end_of_the_program_is_the_end_of_the_engine(tiny_llama: str, tmp_pa
         pids = [int(pid) for pid in running.stdout.readline().split()]
         running.kill()
     assert pids
-    eventually(lambda: not any(alive(pid) for pid in pids), 10)
+    eventually(lambda: not any(alive(pid) for pid in pids))
 
 
 def test_async_streams(tiny_llama: str) -> None:
@@ -270,10 +274,10 @@ def test_async_streams(tiny_llama: str) -> None:
             said = [output async for output in engine.chat([{"role": "user", "content": "Hi"}], GREEDY)]
             assert said[-1].finished
             assert "Hi" in (said[-1].prompt or "")
-            pending = asyncio.ensure_future(_last(engine, [1, 2], long))
+            pending = [asyncio.ensure_future(_last(engine, [number, 2], long)) for number in range(100)]
             await asyncio.sleep(0.1)
-        with pytest.raises(EngineDeadError):
-            await pending
+        # On a busy machine the first may have come to their ends.
+        assert any(isinstance(end, EngineDeadError) for end in await asyncio.gather(*pending, return_exceptions=True))
         with pytest.raises(EngineDeadError, match="closed"):
             await _last(engine, [1])
 

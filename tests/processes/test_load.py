@@ -24,7 +24,7 @@ def server() -> Iterator[Server]:
     with Server("--frontends", "2", "--dtype", "float32") as running:
         yield running.ready()
         running.terminate()
-        assert running.wait(30) == 0
+        assert running.wait() == 0
 
 
 def random_texts(count: int) -> list[str]:
@@ -92,7 +92,7 @@ def test_256_streams_each_get_their_own_text(server: Server) -> None:
     async def everybody() -> list[str]:
         return list(await asyncio.gather(*(ask(text) for text in texts)))
 
-    answers = asyncio.run(asyncio.wait_for(everybody(), 110))
+    answers = asyncio.run(asyncio.wait_for(everybody(), 250))
     assert [(text, answer) for text, answer in zip(texts, answers) if text != answer] == []
     eventually(lambda: settled(server))
 
@@ -127,11 +127,11 @@ def test_1000_clients_that_leave_mid_stream_leave_nothing(server: Server) -> Non
         gate = asyncio.Semaphore(AT_ONCE)
         await asyncio.gather(*(leave(number, gate) for number in range(count)))
 
-    asyncio.run(asyncio.wait_for(everybody(AT_ONCE), 60))  # buffers and pools of a busy server stay; they are no leak
-    eventually(lambda: settled(server), 40)
+    asyncio.run(asyncio.wait_for(everybody(AT_ONCE), 250))  # buffers and pools of a busy server stay; they are no leak
+    eventually(lambda: settled(server))
     descriptors, memory = open_descriptors(server), resident_mib(server)
-    asyncio.run(asyncio.wait_for(everybody(NUM_LEAVERS), 110))
-    eventually(lambda: settled(server), 40)
+    asyncio.run(asyncio.wait_for(everybody(NUM_LEAVERS), 250))
+    eventually(lambda: settled(server))
     # A leak of one per client, or per ten, is far above what pools and keep-alive connections may differ by.
     eventually(lambda: all(count <= descriptors[name] + 8 for name, count in open_descriptors(server).items()))
     assert resident_mib(server) < memory + 30
