@@ -17,6 +17,8 @@ PREFIX = "quire-"
 LOCK_NAME = ".quire-engine-lock"
 # A socket's path may have 107 bytes; 100 leaves room for none but the longest of ours, '/frontends-' and an epoch of ten digits.
 MAX_PATH = 100 - len("/frontends-0123456789")
+# Another engine that starts may sweep a new directory away in the moment before its lock is held; hardly twice.
+TRIES = 3
 
 
 class RuntimeDir:
@@ -33,15 +35,16 @@ class RuntimeDir:
         reasons = []
         for base in _bases():
             _sweep(base)
-            try:
-                path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
-            except OSError as error:
-                reasons.append(f"{base}: {error.strerror}")
-                continue
-            lock_fd = _lock(path, create=True)
-            if lock_fd is not None:
-                return cls(path, lock_fd)
-            reasons.append(f"{base}: cannot lock {path}")
+            for _ in range(TRIES):
+                try:
+                    path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
+                except OSError as error:
+                    reasons.append(f"{base}: {error.strerror}")
+                    break
+                lock_fd = _lock(path, create=True)
+                if lock_fd is not None:
+                    return cls(path, lock_fd)
+                reasons.append(f"{base}: cannot lock {path}")
         why = "; ".join(reasons)
         raise ConfigError(f"no place for the engine's sockets ({why}); set XDG_RUNTIME_DIR to a writable directory with a short name")
 

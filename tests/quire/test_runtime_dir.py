@@ -44,6 +44,23 @@ def test_a_dead_engines_directory_is_swept_and_a_living_ones_is_not(base: Path) 
     third.remove()
 
 
+def test_a_directory_that_another_engine_sweeps_away_is_made_again(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one, starting at the same time, finds the lock file before its owner has locked it."""
+    real, swept = runtime_dir._lock, []
+
+    def lock(path: str, create: bool) -> int | None:
+        if create and not swept:
+            Path(path, LOCK_NAME).touch()
+            runtime_dir._sweep(str(base))
+            swept.append(path)
+        return real(path, create)
+
+    monkeypatch.setattr(runtime_dir, "_lock", lock)
+    made = RuntimeDir.create()
+    assert not Path(swept[0]).exists() and list(base.iterdir()) == [Path(made.path)]
+    made.remove()
+
+
 def test_systemds_directory_goes_first_and_long_names_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/quire:/run/other")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/" + "x" * 90)
