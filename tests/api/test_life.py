@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -53,6 +54,32 @@ def test_a_client_that_leaves_ends_its_request(slow: ApiServer, stream: bool) ->
     with ended_early(slow), begin(slow, {**LONG, "stream": stream}):
         until(lambda: slow.stat(Stat.NUM_RUNNING) == 1)
         time.sleep(0.05)
+
+
+TALK = [{"role": "user", "content": "word " * 600}]
+
+
+@pytest.mark.parametrize(
+    "path, body, text",
+    [
+        (COMPLETIONS, LONG, rb'"text":"[^"]'),
+        ("/v1/chat/completions", {"messages": TALK, "max_tokens": 1000}, rb'"content":"[^"]'),
+        ("/v1/messages", {"messages": TALK, "max_tokens": 1000}, rb'"text_delta","text":"[^"]'),
+        ("/v1/responses", {"input": TALK, "max_output_tokens": 1000}, rb'"delta":"[^"]'),
+        ("/api/chat", {"model": "demo", "messages": TALK}, rb'"content":"[^"]'),
+    ],
+    ids=["completions", "chat", "messages", "responses", "ollama"],
+)
+def test_text_comes_while_the_request_runs(slow: ApiServer, path: str, body: dict[str, Any], text: bytes) -> None:
+    slow.at_rest()
+    with slow.connect() as connection:
+        connection.sendall(http("POST", path, {**body, "stream": True}))
+        data = b""
+        while not re.search(text, data):
+            part = connection.recv(65536)
+            assert part, data
+            data += part
+        assert slow.stat(Stat.NUM_RUNNING) == 1
 
 
 def test_a_client_that_leaves_the_queue(slow: ApiServer) -> None:

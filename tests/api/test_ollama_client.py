@@ -41,7 +41,7 @@ def test_chat_stream(client: ollama.Client) -> None:
     parts = list(client.chat("demo", user('say "this"\n😀 twice'), stream=True))
     assert "".join(part.message.content or "" for part in parts) == 'say "this"\n😀 twice'
     assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
-    assert parts[-1].eval_count is not None and len(parts) > 3
+    assert parts[-1].eval_count is not None and len(parts) > 1
     stopped = list(client.chat("demo", user("one two END three"), stream=True, options={"stop": ["END"]}))
     assert "".join(part.message.content or "" for part in stopped) == "one two "
 

@@ -131,7 +131,7 @@ def ollama_chat(target: Target) -> None:
 @cell("ollama", "/api/chat", "stream")
 def ollama_stream(target: Target) -> None:
     pieces = list(llama(target).chat(MODEL, USER, options=OPTIONS, stream=True))
-    assert "".join(each.message.content or "" for each in pieces) == expected_chat(target) and len(pieces) > 4 and pieces[-1].done
+    assert "".join(each.message.content or "" for each in pieces) == expected_chat(target) and len(pieces) > 1 and pieces[-1].done
 
 
 @cell("ollama", "/api/chat", "tools")
@@ -228,7 +228,7 @@ def chain_answer(target: Target) -> None:
 @cell("langchain-openai", CHAT, "stream")
 def chain_stream(target: Target) -> None:
     pieces = [chunk.content for chunk in chain(target, **SETTINGS).stream(QUESTION)]
-    assert "".join(map(str, pieces)) == expected_chat(target) and len(pieces) > 4
+    assert "".join(map(str, pieces)) == expected_chat(target) and len(pieces) > 1
 
 
 @cell("langchain-openai", CHAT, "tools")
@@ -256,7 +256,7 @@ def chain_response(target: Target) -> None:
 @cell("langchain-openai", RESPONSES, "stream")
 def chain_response_stream(target: Target) -> None:
     pieces = [chunk.text for chunk in chain(target, use_responses_api=True, **SETTINGS).stream(QUESTION)]
-    assert "".join(map(str, pieces)) == expected_response(target) and len(pieces) > 4
+    assert "".join(map(str, pieces)) == expected_response(target) and len(pieces) > 1
 
 
 @cell("langchain-openai", COMPLETIONS, "answer")
