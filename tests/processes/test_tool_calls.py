@@ -46,13 +46,14 @@ GREEDY = SamplingParams(temperature=0, max_tokens=120)
 @pytest.fixture(scope="module")
 def llm(client: openai.OpenAI) -> Iterator[LLM]:
     """With the kernels that the client's server has: they are at hand by then."""
-    with LLM() as engine:
+    with LLM(dtype="float32") as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
-    with Server("--served-model-name", "demo") as server:
+    # float32: two ways to the same text must not part at a near tie.
+    with Server("--served-model-name", "demo", "--dtype", "float32") as server:
         server.ready().with_kernels()
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
             yield made
