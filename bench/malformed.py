@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -381,7 +382,9 @@ def wrong(outcome: Outcome) -> str:
         return "neither answered nor closed"
     if outcome.status != 0 and not 400 <= outcome.status < 500:
         return f"status {outcome.status}"
-    if INSIDE.search(outcome.text):
+    words = outcome.case.data.split(b" ", 2)
+    path = unquote(words[1].decode("latin-1")) if len(words) == 3 else ""  # an answer may repeat what its client said
+    if INSIDE.search(outcome.text.replace(path, "") if len(path) > 1 else outcome.text):
         return "the answer shows the inside"
     return ""
 

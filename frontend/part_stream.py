@@ -215,7 +215,7 @@ class PartStream(Stream):
     def _turn(self, part: tuple[Kind, int], delta: Delta) -> None:
         del self._script.logprobs[:-1]  # of tokens before the first of this part
         frames = self._script.turn(delta, b"".join(self._body))
-        if frames:
+        if frames or self.backlog:  # text of the old part that is kept goes into frames of the old part
             self._sink.frame(self, frames)
         self._part, self._body = part, []
         if self._script.numbered or self._with_logprobs:

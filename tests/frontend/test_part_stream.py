@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from frontend.handlers.messages import MessageScript
 from frontend.handlers.ollama import OllamaScript
+from frontend.output_split import Delta, Kind
 from frontend.part_stream import PartStream, Script, text_of
 from frontend.response_script import ResponseScript, new_document
 from frontend.schemas.responses import ResponsesRequest
@@ -91,6 +92,34 @@ def test_a_reader_who_stands_still_gets_fewer_frames() -> None:
     fast, slow = (documents("responses", told("responses", TEXT, pauses, [])) for pauses in ([], [3]))
     assert len(slow) < len(fast)
     assert text_in("responses", slow) == text_in("responses", fast) == TEXT
+
+
+@pytest.mark.parametrize("name", ["messages", "ollama", "responses"])
+def test_thoughts_that_wait_for_the_reader_stay_thoughts(name: str) -> None:
+    """As those do that come before the headers are out."""
+    work = Work(request_id="r", index=0, prompt=None, prompt_ids=[1], params=SamplingParams(), seed=0, arrival_ns=0)
+    loop = asyncio.new_event_loop()
+    try:
+        response, sink = SseResponse(loop), Sink()
+        sink.response = response
+        stream = PartStream(work, TOKENIZER, response, script(name))
+        stream._tell([Delta(Kind.REASONING, "hm "), Delta(Kind.REASONING, "hm"), Delta(Kind.CONTENT, "so "), Delta(Kind.CONTENT, "yes")])
+        stream.end("stop", Finished(0, FinishReason.STOP, 0))
+        response.open(sink)
+        found = documents(name, b"".join(chunks(bytes(sink.data) + b"0\r\n\r\n")))
+    finally:
+        loop.close()
+    if name == "ollama":
+        pieces = [(each["message"].get("thinking", ""), each["message"]["content"]) for each in found]
+    elif name == "messages":
+        pieces = [
+        deltas = [each["delta"] for each in found if each["type"] == "content_block_delta"]
+        pieces = [(each.get("thinking", ""), each.get("text", "")) for each in deltas]
+        ]
+    else:
+        told = {"response.reasoning_text.delta": 0, "response.output_text.delta": 1}
+        pieces = [(each["delta"], "")[:: -1 if told[each["type"]] else 1] for each in found if each["type"] in told]
+    assert ["".join(column) for column in zip(*pieces)] == ["hm hm", "so yes"]
 
 
 def test_nothing_said() -> None:
