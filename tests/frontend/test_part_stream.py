@@ -112,10 +112,8 @@ def test_thoughts_that_wait_for_the_reader_stay_thoughts(name: str) -> None:
     if name == "ollama":
         pieces = [(each["message"].get("thinking", ""), each["message"]["content"]) for each in found]
     elif name == "messages":
-        pieces = [
         deltas = [each["delta"] for each in found if each["type"] == "content_block_delta"]
         pieces = [(each.get("thinking", ""), each.get("text", "")) for each in deltas]
-        ]
     else:
         told = {"response.reasoning_text.delta": 0, "response.output_text.delta": 1}
         pieces = [(each["delta"], "")[:: -1 if told[each["type"]] else 1] for each in found if each["type"] in told]
