@@ -234,8 +234,9 @@ def test_hostile_grammars_are_refused_in_time(server: Server) -> None:
     finally:
         stopped.set()
         reader.join()
-    # Compiling that held up the loop would show once for each grammar that runs into the timeout of 2 s; once may be the machine.
-    assert len(gaps) > 100 and sum(gap > 2.0 for gap in gaps) <= 1, sorted(gaps)[-5:]
+    # Compiling that held up the loop would show in each of the two rounds, for each grammar that is not refused at once; the machine may be
+    # busy for a moment, too.
+    assert len(gaps) > 100 and sum(gap > 2.0 for gap in gaps) <= 3, sorted(gaps)[-5:]
 
 
 def test_grammars_die_and_live_with_their_processes(server: Server) -> None:
