@@ -18,8 +18,9 @@ HEIGHT, KEYS = 6, 128
 MOST_ROWS = 64
 # Numbers in a block's state (tile_attention.py), 16 of each.
 STATE = 5
-# Where such a group has one head: bytes of the blocks of heads that are served together, at most.
-RUN = 8 * 1024
+# Where a group has few heads (dots_decode.py): bytes of the blocks of KV heads that are served together, at most, and keys of a row's
+# part that are scored before their values are added up, but for a block that has more.
+RUN, AT_ONCE = 8 * 1024, 256
 
 
 def blocks_of(group: int, tokens: int) -> int:
@@ -45,12 +46,12 @@ def fits_tiles(dim: int, block_size: int) -> bool:
     return dim % DEPTH == 0 and block_size % COLUMNS == 0
 
 
-def tile_scratch_bytes(dim: int, group: int, kv_heads: int, size: int, keys: int) -> int:
-    """What one thread needs on tiles, for parts of `keys` keys."""
+def tile_scratch_bytes(dim: int, group: int, kv_heads: int, size: int) -> int:
+    """What one thread needs on tiles."""
     blocks = -(-tile_tokens(group, True) * group // COLUMNS)
     block = dim * COLUMNS * (2 + 4) + STATE * COLUMNS * 4
     tiles = blocks * block + KEYS * (COLUMNS * (4 + 2 + 2) + dim * 2)
-    decode = heads_together(dim, kv_heads, size) * ((4 + 2) * keys + 4 * dim + 64) + 64 if group == 1 else 0
+    decode = heads_together(dim, kv_heads, size) * group * ((4 + 2) * max(AT_ONCE, size) + 4 * dim + 64)
     return max(tiles, decode) + 4096
 
 

@@ -1,8 +1,8 @@
 """Attention over paged keys and values on tiles, by AMX or dots, for bfloat16.
 
-Work is one kind: up to MOST_ROWS query rows (tokens times heads of a group) of one row and KV
-head, in blocks of 16, against a range of keys, KEYS at a time, with a running softmax. A decoding row is such a block with one token; if a
-group has one head only, a tile would hold 15 rows of nothing, and decoding is done without them (dots_decode.py).
+Work is one kind: up to MOST_ROWS query rows (tokens times heads of a group) of one row and KV head, in blocks of 16, against a range of
+keys, KEYS at a time, with a running softmax. A decoding row is such a block with one token, but where tiles would be nearly empty: of a
+group of one head, and by dots of up to MOST_HEADS, decoding is done without them (dots_decode.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from kernels_cpu.attention_layout import (
     heads_together,
     tile_tokens,
 )
-from kernels_cpu.dots_decode import decode_by_dots
+from kernels_cpu.dots_decode import MOST_HEADS, decode_by_dots
 from kernels_cpu.linear_vectors import fetch_add
 from kernels_cpu.native import FAST, Source, as_float, barrier, kernel, pointer, thread_number, zeros_on_stack
 from kernels_cpu.tile_attention_vectors import finish_row, pair_values, score_tile, soften, turn_pairs, turn_queries, weigh_values
@@ -58,6 +58,7 @@ LOW, HIGH, LARGEST, SHARE, KEPT = range(STATE)
 def attention(head_dim: int, group: int, kv_heads: int, block_size: int, dots: bool) -> Source:
     """The kernel for these sizes, by AMX or by dots."""
     dim, size, heads, by_dots = head_dim, block_size, group, int(dots)
+    few_heads = group == 1 or (dots and group <= MOST_HEADS)
     all_heads, together = (group + 2) * kv_heads, heads_together(dim, kv_heads, size)
     token_tile = tile_tokens(group, True)
     most_blocks = -(-token_tile * group // COLUMNS)
@@ -101,7 +102,7 @@ def attention(head_dim: int, group: int, kv_heads: int, block_size: int, dots: b
         limits = carray(pointer(states_at), (most_blocks, state_size, lanes), np.int32)
         states = carray(pointer(states_at), (most_blocks, state_size, lanes), np.float32)
         tile_items = a[TILES] * kv_heads
-        items = tile_items if heads == 1 else tile_items + decoding * split * kv_heads
+        items = tile_items if few_heads else tile_items + decoding * split * kv_heads
         portion = max(1, items // (threads * 16))
         start = fetch_add(a[COUNTERS], portion)
         while start < items:
@@ -196,8 +197,8 @@ def attention(head_dim: int, group: int, kv_heads: int, block_size: int, dots: b
                         finish_row(from_totals, np.float32(1.0) / states[b, SHARE, lane], a[OUT] + number * dim * 2, dim)
             start = fetch_add(a[COUNTERS], portion)
         release(by_dots)
-        if heads == 1:
-            decode_by_dots(address, mine, dim, kv_heads, size, together)
+        if few_heads:
+            decode_by_dots(address, mine, dim, heads, kv_heads, size, together)
         if split > 1:
             barrier()
             merge_parts(address, me, mine, dim, heads, kv_heads, True)

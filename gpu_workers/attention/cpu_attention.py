@@ -91,8 +91,9 @@ class AttentionKernel(KernelSet):
         on_tiles = bf16 and (not dots or features.dots()) and fits_tiles(shape.head_dim, shape.block_size)
         sizes = shape.head_dim, shape.group, shape.kv_heads, shape.block_size
         self._tokens = tile_tokens(shape.group, on_tiles)
+        on_tiles_bytes = tile_scratch_bytes(*sizes)
         self._scratch_bytes: Callable[[int], int] = (
-            partial(tile_scratch_bytes, *sizes) if on_tiles else partial(scratch_bytes, shape.head_dim, shape.group)
+            (lambda keys: on_tiles_bytes) if on_tiles else partial(scratch_bytes, shape.head_dim, shape.group)
         )
         self._configuration = features.tile_configuration()
         self._arguments[TILE_CONFIGURATION] = self._configuration.ctypes.data

@@ -94,6 +94,8 @@ SHAPES = {
     "single tiles": {"dim": 64, "group": 1, "kv_heads": 3, "block_size": 16, "dtype": torch.bfloat16, "turned": 64, "window": 50},
 }
 SHAPES |= {name.replace("tiles", "dots"): shape for name, shape in SHAPES.items() if "tiles" in name}
+# So few query heads beside so many dimensions that keys are not turned.
+SHAPES["few dots"] = {"dim": 128, "group": 3, "kv_heads": 2, "block_size": 32, "dtype": torch.bfloat16, "turned": 128, "window": 300}
 
 
 @pytest.fixture(scope="module", params=SHAPES)
