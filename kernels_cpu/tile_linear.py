@@ -98,35 +98,43 @@ def _multiply_by_dots(
     """Some rows at a time, each of which asks for as much of the memory that comes after.
 
     Where all are done at once, nothing is asked for: the weights are one run, which the CPU reads ahead by itself (AMD Zen 4: 48 GB/s,
-    with asking 39). Where they are not, the CPU would read ahead while the first rows are done only.
+    with asking 39). Where they are not, the CPU would read ahead while the first rows are done only. So few rows take two turns, too.
     """
     tiles, heights = (2, BY_DOTS_INT8) if int8 else (1, BY_DOTS)
-    with cgutils.for_range_slice(builder, _I64(0), rows, _I64(heights[0])) as (first, _):
-        offset = builder.mul(first, _LINE)
-        x_here, sums_here = builder.add(x, offset), builder.add(sums, offset)
-        passed = builder.mul(builder.sdiv(first, _I64(heights[0])), builder.mul(count, _I64(COLUMNS)))
-        ahead_here = builder.add(ahead, builder.mul(passed, ahead_step))
 
-        def some(height: int) -> None:
-            rows_of = []
-            for tile in range(tiles):
-                tile_at = builder.add(x_here, builder.mul(stride, _I64(tile)))
-                for row in range(0, height * ROW_BYTES, ROW_BYTES):
-                    rows_of.append((builder.add(tile_at, _I64(row)), tile * 2 * BYTES + row))
+    def in_turns(heights: tuple[int, ...]) -> None:
+        with cgutils.for_range_slice(builder, _I64(0), rows, _I64(heights[0])) as (first, _):
+            offset = builder.mul(first, _LINE)
+            x_here, sums_here = builder.add(x, offset), builder.add(sums, offset)
+            passed = builder.mul(builder.sdiv(first, _I64(heights[0])), builder.mul(count, _I64(COLUMNS)))
+            ahead_here = builder.add(ahead, builder.mul(passed, ahead_step))
 
-            def sums_of(**asking: ir.Value) -> None:
-                cpu_dots.multiply_tiles(
-                    builder, rows_of, 2, BYTES, weights, 2 * BYTES, count, sums_here, fresh, int8,
-                    part_bytes=ROW_BYTES, group_bytes=2 * ROW_BYTES, **asking,
-                )  # fmt: skip
+            def some(height: int) -> None:
+                rows_of = []
+                for tile in range(tiles):
+                    tile_at = builder.add(x_here, builder.mul(stride, _I64(tile)))
+                    for row in range(0, height * ROW_BYTES, ROW_BYTES):
+                        rows_of.append((builder.add(tile_at, _I64(row)), tile * 2 * BYTES + row))
 
-            with builder.if_else(builder.icmp_signed(">", ahead_step, _I64(0))) as (asking, otherwise):
-                with asking:
-                    sums_of(ahead=ahead_here, ahead_step=ahead_step)
-                with otherwise:
-                    sums_of()
+                def sums_of(**asking: ir.Value) -> None:
+                    cpu_dots.multiply_tiles(
+                        builder, rows_of, 2, BYTES, weights, 2 * BYTES, count, sums_here, fresh, int8,
+                        part_bytes=ROW_BYTES, group_bytes=2 * ROW_BYTES, **asking,
+                    )  # fmt: skip
 
-        _choose(builder, heights, builder.sub(rows, first), some)
+                with builder.if_else(builder.icmp_signed(">", ahead_step, _I64(0))) as (asking, otherwise):
+                    with asking:
+                        sums_of(ahead=ahead_here, ahead_step=ahead_step)
+                    with otherwise:
+                        sums_of()
+
+            _choose(builder, heights, builder.sub(rows, first), some)
+
+    with builder.if_else(builder.icmp_signed(">", rows, _I64(heights[0]))) as (many, few):
+        with many:
+            in_turns(heights)
+        with few:
+            in_turns(heights[1:])
 
 
 def _ask(builder: ir.IRBuilder, wanted: ir.Value, pairs: ir.Value) -> None:
@@ -306,7 +314,8 @@ def product(int8: bool, gated: bool, dots: bool) -> Source:
         out = carray(pointer(a[OUT]), (rows * outputs,), np.uint16)
         tile_rows = blocks * digits
         pairs = (tile_rows + taken - 1) // taken
-        passes = (rows + most_rows - 1) // most_rows
+        at_a_time = most_rows // 2 if by_dots and rows <= most_rows else most_rows
+        passes = (rows + at_a_time - 1) // at_a_time
         at_once = (steps + steps // chunk_steps) // (steps // chunk_steps + 1) if passes > 1 else steps
         # The results of a panel that outputs do not fill go before the sums.
         sums_bytes = (1 + most_panels * (tile_rows + 1) * 2) * tile_bytes
