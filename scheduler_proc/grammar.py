@@ -98,8 +98,13 @@ class GrammarDesk:
 
     def take(self, orders: list[Order]) -> None:
         """Work on these; each gets one answer."""
-        for queue, slow in ((self._urgent, False), (self._patient, True)):
-            step = [order for order in orders if not order.first and order.constraint.slow is slow]
+        urgent: list[Order] = []
+        patient: list[Order] = []
+        for order in orders:
+            if not order.first:
+                # Read once: from the moment an order is given away, its thread may change it.
+                (patient if order.constraint.slow else urgent).append(order)
+        for queue, step in ((self._urgent, urgent), (self._patient, patient)):
             if step:
                 queue.put(_Step(step))
         for order in orders:

@@ -324,3 +324,30 @@ def test_a_request_is_slow_for_a_while_after_a_slow_mask(desk: Desk) -> None:
         assert desk.ask(one, [token], False).outcome is Outcome.READY
         count += 1
     assert 20 <= count <= 40, "31/32 per mask, from twice the bound and a bit"
+
+
+def test_an_order_is_carried_out_once_whenever_its_request_turns_out_slow(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask thread may be done, and call the request slow, before `take` has given away the rest of the same orders."""
+    one, other = (constraint(regex("[a-z]_[0-9]_[a-z]{9}")) for _ in range(2))
+    for each in (one, other):
+        assert desk.ask(each, [], True).outcome is Outcome.READY and not each.slow
+    monkeypatch.setattr(grammar, "SLOW_MASK_NS", -1)
+    urgent = desk.desk._urgent
+
+    class Overtaken:
+        """The loop's thread gets no time between this and what it does next."""
+
+        def put(self, step: Any) -> None:
+            urgent.put(step)
+            with desk._news:
+                assert desk._news.wait_for(lambda: len(desk.heard) >= len(step.orders), 60.0)
+
+    monkeypatch.setattr(desk.desk, "_urgent", Overtaken())
+    desk.desk.take([Order(one, [allowed(one)[0]], False), Order(other, [allowed(other)[0]], False)])
+    assert one.slow and other.slow
+    monkeypatch.undo()
+    # A second answer to either would come before that to an order given to the same thread later.
+    late = constraint(regex("[a-z]{9}"))
+    desk.order(late, [], True)
+    assert [answer.constraint for answer in desk.wait(3)] == [one, other, late]
+    assert desk.ask(one, [allowed(one)[0]], False).outcome is Outcome.READY
