@@ -106,6 +106,8 @@ def _score_keys(_context, queries, keys, scores, step, ahead, heads, dim):  # ty
 
         if count * _ADDING_UP <= len(parts) * _TURNING:
             of_queries = [[at(builder, queries_at, query * width * 2 + part, _INTS, 2) for part in parts] for query in range(count)]
+            for line in range(0, width * 2 * LANES, 64):
+                prefetch(builder, builder.add(ahead_at, _I64(line)))
             found = _scores_of(builder, [rows(part) for part in parts], of_queries)
         else:
             chains = [[everywhere(_FLOATS, 0.0)] * _CHAINS for _ in range(count)]
