@@ -101,14 +101,17 @@ def _score_keys(_context, queries, keys, scores, step, ahead, heads, dim):  # ty
     def code(_ctx, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         queries_at, keys_at, scores_at, apart, ahead_at = arguments[:5]
 
-        def rows(part: int) -> list[ir.Value]:
-            return [at(builder, keys_at, key * width * 2 + part, _INTS, 2) for key in range(LANES)]
+        def rows(part: int, asks: bool = False) -> list[ir.Value]:
+            found = []
+            for key in range(LANES):
+                if asks:
+                    prefetch(builder, builder.add(ahead_at, _I64(part * LANES + key * 64)))
+                found.append(at(builder, keys_at, key * width * 2 + part, _INTS, 2))
+            return found
 
         if count * _ADDING_UP <= len(parts) * _TURNING:
             of_queries = [[at(builder, queries_at, query * width * 2 + part, _INTS, 2) for part in parts] for query in range(count)]
-            for line in range(0, width * 2 * LANES, 64):
-                prefetch(builder, builder.add(ahead_at, _I64(line)))
-            found = _scores_of(builder, [rows(part) for part in parts], of_queries)
+            found = _scores_of(builder, [rows(part, True) for part in parts], of_queries)
         else:
             chains = [[everywhere(_FLOATS, 0.0)] * _CHAINS for _ in range(count)]
             for part in parts:

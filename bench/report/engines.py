@@ -25,6 +25,7 @@ TINY_FLAGS = ("--dtype", "bfloat16")
 class Engine:
     """python, runner, model: for offline works (runner "": none). server: command of a server for a model directory, with {model},
     {port} and {name} to be filled in ((): none). tiny_flags: what the command takes besides for the tiny model; None: it cannot load that.
+    compiles_beside: its first start compiles while it serves and keeps what it has compiled.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Engine:
     server: tuple[str, ...] = ()
     tiny_flags: tuple[str, ...] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    compiles_beside: bool = False
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +96,17 @@ def quire(name: str, settings: dict[str, str], model: Path, threads: int) -> Eng
         "--cpu-threads", str(threads), *flags,
     )  # fmt: skip
     typed = {key: _value(value) for key, value in settings.items()}
-    return Engine(name, package.__version__, sys.executable, "run_quire", str(model), typed, server=server, tiny_flags=TINY_FLAGS)
+    return Engine(
+        name,
+        package.__version__,
+        sys.executable,
+        "run_quire",
+        str(model),
+        typed,
+        server=server,
+        tiny_flags=TINY_FLAGS,
+        compiles_beside=True,
+    )
 
 
 def _value(text: str) -> Any:

@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL_NAME = "m"
 START_SECONDS = 600.0
 POLL_SECONDS = 0.05
+# A server rests when all its processes use less than so many cores for so many seconds.
+REST_CORES, REST_SECONDS = 0.1, 2.0
 Record = dict[str, Any]
 
 
@@ -57,6 +59,9 @@ def run(plan: Plan, engines: list[Engine], rounds: int, dtype: str) -> None:
     first = 0
     if plan.records.is_file():
         first = 1 + max(int(json.loads(line)["round"]) for line in plan.records.read_text().splitlines())
+    for engine in engines:
+        if engine.compiles_beside:
+            _compile(plan, engine)
     for number in range(first, first + rounds):
         print(f"round {number + 1} of {first + rounds}", flush=True)
         with machine.Span() as span:
@@ -65,6 +70,25 @@ def run(plan: Plan, engines: list[Engine], rounds: int, dtype: str) -> None:
         # Every other round runs backwards, so that nobody always comes first.
         for engine in engines if number % 2 == 0 else engines[::-1]:
             _one(plan, engine, number)
+
+
+def _compile(plan: Plan, engine: Engine) -> None:
+    """Let the engine compile what it keeps for later starts, so that no round has it beside its work. A failure shows in the round."""
+    print(f"  {engine.name}: kernels", flush=True)
+    models: list[tuple[str, tuple[str, ...]]] = [(engine.model, ())] if set(plan.works) - {"tiny"} else []
+    if "tiny" in plan.works and engine.tiny_flags is not None:
+        models.append((str(plan.tiny), engine.tiny_flags))
+    for model, flags in models:
+        with contextlib.suppress(OSError, RuntimeError, TimeoutError), _server(plan, engine, model, flags) as (_, pid, _):
+            deadline, used = time.monotonic() + START_SECONDS, float("inf")
+            while used > REST_CORES * REST_SECONDS and time.monotonic() < deadline:
+                before = _cpu_seconds(pid)
+                time.sleep(REST_SECONDS)
+                used = _cpu_seconds(pid) - before
+
+
+def _cpu_seconds(root: int) -> float:
+    return sum(machine.cpu_seconds(pid) for pid in machine.tree(root))
 
 
 def _one(plan: Plan, engine: Engine, number: int) -> None:
