@@ -270,7 +270,9 @@ def decode_by_dots(address, mine, dim, heads, kv_heads, size, together):  # type
     sums = carray(pointer(totals_at), (queries, dim), np.float32)
     start = fetch_add(a[COUNTERS] + 8, portion)
     while start < items:
-        for item in range(start, min(start + portion, items)):
+        # Taken before it is needed: memory must know what comes after this portion, and that it comes to this thread.
+        then, stop = fetch_add(a[COUNTERS] + 8, portion), min(start + portion, items)
+        for item in range(start, stop):
             part, head = item // groups, item % groups * together
             row = decode_row[part // split]
             token, length = starts[row], lengths[row]
@@ -286,7 +288,7 @@ def decode_by_dots(address, mine, dim, heads, kv_heads, size, together):  # type
                 # Meanwhile memory brings what comes next of this row, else the next row's first blocks: keys, then values.
                 next_row, next_head, next_first, next_end = row, head, chunk + blocks, last
                 if next_first == last:
-                    beyond = min(item + 1, items - 1)
+                    beyond = min(item + 1 if item + 1 < stop else then, items - 1)
                     next_row, next_head = decode_row[beyond // groups // split], beyond % groups * together
                     next_first, next_end = part_first[beyond // groups] // size, (part_end[beyond // groups] + size - 1) // size
                 for b in range(blocks):
@@ -325,4 +327,4 @@ def decode_by_dots(address, mine, dim, heads, kv_heads, size, together):  # type
                 else:
                     out_at = a[OUT] + ((token * kv_heads + head) * heads + q) * dim * 2
                     _finish(totals_at + q * dim * 4, np.float32(1.0) / states[q, SHARE], out_at, dim)
-        start = fetch_add(a[COUNTERS] + 8, portion)
+        start = then
