@@ -26,6 +26,12 @@ def dot(builder: ir.IRBuilder, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.
     return builder.asm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [total, a, b], False)
 
 
+def rounded(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """float32 [16] as bfloat16 int16 [16]: to nearest even, a NaN stays one, what is less than any normal number becomes zero."""
+    kind = ir.FunctionType(ir.VectorType(ir.IntType(16), 16), [value.type])
+    return builder.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [value], False)
+
+
 def dot_int8(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
     """total int32 [16] + sums of fours; the others int32 [16], four bytes each."""
     kind = ir.FunctionType(_INTS, [_INTS] * 3)

@@ -39,7 +39,7 @@ from kernels_cpu.attention_layout import (
     V_CACHE,
     WINDOW,
 )
-from kernels_cpu.dots import dot
+from kernels_cpu.dots import dot, rounded
 from kernels_cpu.linear_vectors import fetch_add
 from kernels_cpu.native import as_float, pointer
 from kernels_cpu.tile_attention_vectors import LEAST, exponential
@@ -142,25 +142,34 @@ def _soften(_context, scores, count, low, high, scale, weights, state):  # type:
         lowest, highest = (spread(builder, builder.trunc(limit, _I32), _INTS) for limit in (begin, end))
         scales = spread(builder, factor, _FLOATS)
 
-        def seen(index: ir.Value) -> ir.Value:
-            key = builder.add(spread(builder, builder.trunc(index, _I32), _INTS), places)
-            return builder.and_(builder.icmp_signed(">=", key, lowest), builder.icmp_signed("<", key, highest))
+        def masked(value: ir.Value, index: ir.Value, otherwise: float) -> ir.Value:
+            """The value of keys that are seen. Most turns see all of theirs, and need not compare."""
+            inside = builder.and_(builder.icmp_signed(">=", index, begin), builder.icmp_signed("<=", builder.add(index, _I64(LANES)), end))
+            before = builder.block
+            with builder.if_then(builder.not_(inside), likely=False):
+                key = builder.add(spread(builder, builder.trunc(index, _I32), _INTS), places)
+                seen = builder.and_(builder.icmp_signed(">=", key, lowest), builder.icmp_signed("<", key, highest))
+                some = builder.select(seen, value, everywhere(_FLOATS, otherwise))
+                there = builder.block
+            result = builder.phi(_FLOATS)
+            result.add_incoming(value, before)
+            result.add_incoming(some, there)
+            return result
 
         most, total = cgutils.alloca_once(builder, _FLOATS), cgutils.alloca_once(builder, _FLOATS)
         builder.store(everywhere(_FLOATS, LEAST), most)
         builder.store(everywhere(_FLOATS, 0.0), total)
         with cgutils.for_range_slice(builder, _I64(0), number, _I64(LANES)) as (index, _):
             value = builder.fmul(at(builder, scores_at, builder.mul(index, _I64(4)), _FLOATS), scales)
-            value = builder.select(seen(index), value, everywhere(_FLOATS, LEAST))
-            builder.store(larger(builder, value, builder.load(most)), most)
+            builder.store(larger(builder, masked(value, index, LEAST), builder.load(most)), most)
         before, so_far = (spread(builder, at(builder, state_at, place * 4, _F32), _FLOATS) for place in (LARGEST, SHARE))
         largest = larger(builder, _across(builder, builder.load(most), lambda a, b: larger(builder, a, b)), before)
         away = builder.fneg(largest)
         with cgutils.for_range_slice(builder, _I64(0), number, _I64(LANES)) as (index, _):
             value = math(builder, "fma", at(builder, scores_at, builder.mul(index, _I64(4)), _FLOATS), scales, away)
-            weight = builder.select(seen(index), exponential(builder, value), everywhere(_FLOATS, 0.0))
+            weight = masked(exponential(builder, value), index, 0.0)
             builder.store(builder.fadd(weight, builder.load(total)), total)
-            write(builder, weight, weights_at, builder.mul(index, _I64(2)), True)
+            put(builder, rounded(builder, weight), weights_at, builder.mul(index, _I64(2)), 2)
         kept = exponential(builder, builder.fsub(before, largest))
         share = math(builder, "fma", so_far, kept, _across(builder, builder.load(total), builder.fadd))
         for place, value in ((LARGEST, largest), (SHARE, share), (KEPT, kept)):
