@@ -41,23 +41,28 @@ def bytes_per_block(num_layers: int, num_kv_heads: int, block_size: int, head_di
 
 
 def affordable_blocks(config: Config, device: Device, block_bytes: int, serving: Serving) -> int:
-    """How many blocks this worker can hold: as its memory allows, and never more than the whole batch could use.
+    """How many blocks this worker can hold: as its memory allows, and without a prefix cache never more than the whole batch could use.
 
-    Raises ConfigError when not even one block fits.
+    Raises ConfigError when not even one block fits, and on a CPU when more was asked for than there is memory.
     """
-    dimensions = serving.arena.dimensions
-    most = dimensions.rows * dimensions.blocks_per_row + 1
-    if config.cache.num_blocks:
-        return _at_most(most, config.cache.num_blocks, "--num-blocks", serving)
-    wanted = parse_bytes(config.cache.kv_cache_memory)
+    cache = config.cache
+    wanted = cache.num_blocks * block_bytes if cache.num_blocks else parse_bytes(cache.kv_cache_memory)
     memory = device.kv_cache_bytes(wanted, serving)
     if memory < block_bytes:
         raise ConfigError(f"kv_cache_memory of {memory} bytes cannot hold one KV block of {block_bytes} bytes")
-    return _at_most(most, memory // block_bytes, "" if wanted is None else "--kv-cache-memory", serving)
+    flag = "--num-blocks" if cache.num_blocks else "" if wanted is None else "--kv-cache-memory"
+    return _useful(config, memory // block_bytes, flag, serving)
 
 
-def _at_most(most: int, num_blocks: int, flag: str, serving: Serving) -> int:
-    """The smaller number. flag: what asked for num_blocks, if somebody did; then rank 0 tells of those that are not made."""
+def _useful(config: Config, num_blocks: int, flag: str, serving: Serving) -> int:
+    """As many of these as somebody can use. flag: what asked for them, if somebody did; then rank 0 tells of those that are not made."""
+    if config.cache.enable_prefix_caching:
+        return num_blocks  # what the batch does not need keeps prefixes for later requests
+    dimensions = serving.arena.dimensions
+    most = dimensions.rows * dimensions.blocks_per_row + 1
     if flag and num_blocks > most and serving.ranks.rank == 0:
-        log.info("%s asks for %d KV blocks; %d are made, all that --max-num-seqs requests of full length can use", flag, num_blocks, most)
+        log.info(
+            "%s asks for %d KV blocks; %d are made, all that --max-num-seqs requests of full length can use without a prefix cache",
+            flag, num_blocks, most,
+        )  # fmt: skip
     return min(most, num_blocks)

@@ -26,7 +26,7 @@ from gpu_workers.layers.ops import Ops
 from gpu_workers.quantization.rounding import BITS, rounded
 from ipc.config import Config
 from ipc.errors import ConfigError
-from ipc.memory import available_memory
+from ipc.memory import available_memory, total_memory
 
 if TYPE_CHECKING:
     from gpu_workers.kv_cache import KVCache
@@ -91,7 +91,15 @@ class CPUDevice:
         self._choice.took(time.perf_counter() - self._began)
 
     def kv_cache_bytes(self, wanted: int | None, serving: Serving) -> int:
+        """Raises ConfigError for more than the machine has: pages come when they are first written, and so would the end."""
         if wanted is not None:
+            # Not what is free just now: a worker that is started again must get what the one before it had.
+            if wanted * self.num_workers > (total := total_memory()):
+                each = " on each worker" * (self.num_workers > 1)
+                raise ConfigError(
+                    f"KV blocks of {wanted / 2**30:.1f} GiB{each} were asked for, the machine has {total / 2**30:.1f} GiB: "
+                    "lower --kv-cache-memory or --num-blocks"
+                )
             return wanted
         model = serving.model
         longest = serving.info.max_model_len * bytes_per_block(

@@ -14,6 +14,7 @@ from ipc import config as ipc_config
 from ipc.errors import ConfigError
 
 MIB = 2**20
+NO_PREFIXES = {"enable_prefix_caching": False}
 
 
 @pytest.fixture
@@ -61,23 +62,30 @@ def test_kv_memory_follows_the_model(device: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cpu, "available_memory", lambda: 400 * MIB)
     assert device.kv_cache_bytes(None, serving(10 * MIB, 2048)) == 100 * MIB
     assert device.kv_cache_bytes(5, serving(10 * MIB, 2048)) == 5
+    monkeypatch.setattr(cpu, "total_memory", lambda: 400 * MIB)
+    with pytest.raises(ConfigError, match=r"KV blocks of 0\.4 GiB were asked for, the machine has 0\.4 GiB: lower --kv-cache-memory"):
+        device.kv_cache_bytes(401 * MIB, serving(10 * MIB, 2048))
 
 
 @pytest.mark.parametrize(
     ("flags", "rank", "blocks", "said"),
     [
-        ({"num_blocks": 257}, 0, 257, ""),
-        ({"num_blocks": 1000}, 0, 257, "--num-blocks asks for 1000 KV blocks; 257 are made"),
-        ({"num_blocks": 1000}, 1, 257, ""),
-        ({"kv_cache_memory": "48M"}, 0, 257, "--kv-cache-memory asks for 512 KV blocks; 257 are made"),
+        ({"num_blocks": 1000}, 0, 1000, ""),
+        ({"kv_cache_memory": "48M"}, 0, 512, ""),
         ({"kv_cache_memory": "12M"}, 0, 128, ""),
-        ({}, 0, 257, ""),
+        ({}, 0, 256 * MIB // (96 * 1024), ""),
+        ({"num_blocks": 257, **NO_PREFIXES}, 0, 257, ""),
+        ({"num_blocks": 1000, **NO_PREFIXES}, 0, 257, "--num-blocks asks for 1000 KV blocks; 257 are made"),
+        ({"num_blocks": 1000, **NO_PREFIXES}, 1, 257, ""),
+        ({"kv_cache_memory": "48M", **NO_PREFIXES}, 0, 257, "--kv-cache-memory asks for 512 KV blocks; 257 are made"),
+        ({"kv_cache_memory": "12M", **NO_PREFIXES}, 0, 128, ""),
+        (NO_PREFIXES, 0, 257, ""),
     ],
 )
 def test_blocks_that_nobody_could_use_are_not_made(
     device: Any, caplog: pytest.LogCaptureFixture, flags: dict[str, object], rank: int, blocks: int, said: str
 ) -> None:
-    """4 requests of 1024 tokens, in blocks of 16 tokens and 96 KiB, and the spare block."""
+    """4 requests of 1024 tokens, in blocks of 16 tokens and 96 KiB, and the spare block; a prefix cache can use any number."""
     asked = serving(10 * MIB, 1024)
     asked.arena, asked.ranks = SimpleNamespace(dimensions=SimpleNamespace(rows=4, blocks_per_row=64)), SimpleNamespace(rank=rank)
     with caplog.at_level("INFO"):
