@@ -17,6 +17,9 @@ from ipc.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+# Blocks that are made unasked for prefixes only: the scheduler keeps some hundred bytes for each (a small model on a large GPU).
+MOST_FOR_PREFIXES = 2**20
+
 
 class KVCache:
     """k[layer], v[layer]: [num_blocks, kv_heads, block_size, head_dim]. Written by the attention backend alone."""
@@ -56,10 +59,11 @@ def affordable_blocks(config: Config, device: Device, block_bytes: int, serving:
 
 def _useful(config: Config, num_blocks: int, flag: str, serving: Serving) -> int:
     """As many of these as somebody can use. flag: what asked for them, if somebody did; then rank 0 tells of those that are not made."""
-    if config.cache.enable_prefix_caching:
-        return num_blocks  # what the batch does not need keeps prefixes for later requests
     dimensions = serving.arena.dimensions
     most = dimensions.rows * dimensions.blocks_per_row + 1
+    if config.cache.enable_prefix_caching:
+        # What the batch does not need keeps prefixes for later requests.
+        return num_blocks if flag else min(num_blocks, max(most, MOST_FOR_PREFIXES))
     if flag and num_blocks > most and serving.ranks.rank == 0:
         log.info(
             "%s asks for %d KV blocks; %d are made, all that --max-num-seqs requests of full length can use without a prefix cache",

@@ -93,6 +93,15 @@ def test_blocks_that_nobody_could_use_are_not_made(
     assert [record.message.split(",")[0] for record in caplog.records] == [said] * bool(said)
 
 
+def test_a_large_memory_is_not_filled_with_prefixes_unasked(device: Any) -> None:
+    asked, most = serving(10 * MIB, 1024), 2**20
+    asked.arena, asked.ranks = SimpleNamespace(dimensions=SimpleNamespace(rows=4, blocks_per_row=64)), SimpleNamespace(rank=0)
+    assert kv_cache.affordable_blocks(ipc_config.load({}, environ={}), device, 64, asked) == most
+    asked.arena.dimensions.rows = 2 * most // 64
+    assert kv_cache.affordable_blocks(ipc_config.load({}, environ={}), device, 64, asked) == 2 * most + 1
+    assert kv_cache.affordable_blocks(ipc_config.load({"num_blocks": 3 * most}, environ={}), device, 64, asked) == 3 * most
+
+
 def test_a_step_with_much_to_read_gets_all_threads(device: Any) -> None:
     device.begin_step(32, 2_400_000, 10 * MIB)
     assert torch.get_num_threads() == 1
