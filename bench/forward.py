@@ -77,6 +77,7 @@ class Forward:
             hidden = self.model.forward(torch.from_numpy(step.token_ids), torch.from_numpy(positions), self.attention, last)
             logits = self.model.logits(hidden)
             assert logits is not None
+            self.device.end_step()
             self.model.ops.most_likely(logits)
 
 

@@ -55,6 +55,8 @@ _CHAINS = 2
 _ADDING_UP, _TURNING = 45, 64
 # Query heads of a KV head that are served so, at most: their sums stay in registers.
 MOST_HEADS = 8
+# Pieces of work for each thread from which on it may hold one more than it works on.
+ENOUGH = 8
 # Numbers of a query's state: its largest scaled score, its weights' sum, and what earlier sums are multiplied with.
 LARGEST, SHARE, KEPT = range(3)
 
@@ -277,10 +279,12 @@ def decode_by_dots(address, mine, dim, heads, kv_heads, size, together):  # type
     weights_at = scores_at + queries * most * size * 4
     states = carray(pointer(states_at), (queries, 16), np.float32)
     sums = carray(pointer(totals_at), (queries, dim), np.float32)
+    # Where there are enough for all, a portion is taken before it is needed: memory can bring what this thread, and no other, reads next.
+    plenty = items >= ENOUGH * threads
     start = fetch_add(a[COUNTERS] + 8, portion)
     while start < items:
-        # Taken before it is needed: memory must know what comes after this portion, and that it comes to this thread.
-        then, stop = fetch_add(a[COUNTERS] + 8, portion), min(start + portion, items)
+        stop = min(start + portion, items)
+        then = fetch_add(a[COUNTERS] + 8, portion) if plenty else stop
         for item in range(start, stop):
             part, head = item // groups, item % groups * together
             row = decode_row[part // split]
@@ -336,4 +340,4 @@ def decode_by_dots(address, mine, dim, heads, kv_heads, size, together):  # type
                 else:
                     out_at = a[OUT] + ((token * kv_heads + head) * heads + q) * dim * 2
                     _finish(totals_at + q * dim * 4, np.float32(1.0) / states[q, SHARE], out_at, dim)
-        start = then
+        start = then if plenty else fetch_add(a[COUNTERS] + 8, portion)

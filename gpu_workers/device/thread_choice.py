@@ -67,7 +67,7 @@ class _Size:
     def next(self) -> int:
         if self._tried is None:
             self._left -= 1
-            if self._left >= 0:
+            if self._left >= 0 or not self._times:
                 return self._arm
             self._tried = []
         return 1 - self._arm
